@@ -1,0 +1,1 @@
+"""I/O with RabbitMQ: connections, the confirming publisher, the management API, applying a topology."""

@@ -1,0 +1,1 @@
+"""Chaos runs: load, nemesis, heal, drain, check."""

@@ -1,0 +1,117 @@
+"""Every error that unlost raises.
+
+::
+
+    UnlostError
+    ├── ConfigurationError      settings that contradict each other, or are missing
+    │   └── TopologyError       a topology that is wrong, or that the broker does not have
+    ├── BrokerError             something between us and RabbitMQ
+    │   ├── BrokerUnavailable   no connection within the patience
+    │   ├── AccessRefused       wrong user, password, vhost or permission
+    │   ├── DeclarationConflict an object exists with other immutable properties
+    │   └── PublishError        a message that is not known to be safe
+    │       ├── Unroutable      returned: no queue is bound, it is stored nowhere
+    │       ├── Refused         nacked or refused before it was sent; it is not stored by the one who refused
+    │       └── ConfirmUnknown  no confirm came: it may be stored or not
+    ├── StoreError              the store of ledger and effects
+    │   ├── StoreUnavailable    it cannot be reached or is locked for too long
+    │   └── LeaseLost           somebody else holds the message now; nothing of ours was written
+    └── ChaosError
+        ├── HarnessError        the test rig failed; says nothing about the system under test
+        └── Anomaly             a checker found the history invalid
+
+Two more are raised by task code to steer settlement and are not failures of ours:
+:class:`Permanent` (do not retry) and :class:`RetryLater` (retry after a given delay).
+
+Publish errors that reach Celery's callers are also ``kombu.exceptions.OperationalError``;
+that is mixed in where kombu is known (``unlost.broker.errors``), because this module imports nothing.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+
+class UnlostError(Exception):
+    """Root of everything that unlost raises on purpose."""
+
+
+class ConfigurationError(UnlostError):
+    """A setting is missing or contradicts another; the message names both and the way out."""
+
+
+class TopologyError(ConfigurationError):
+    """The declared topology is wrong, or the broker does not have it."""
+
+
+class BrokerError(UnlostError):
+    """Something went wrong between this process and RabbitMQ."""
+
+
+class BrokerUnavailable(BrokerError):
+    """No connection to the broker could be made within the patience."""
+
+
+class AccessRefused(BrokerError):
+    """The broker refused the user, the password, the vhost or a permission."""
+
+
+class DeclarationConflict(BrokerError):
+    """An object exists on the broker with other properties than declared."""
+
+
+class PublishError(BrokerError):
+    """A message that is not known to be safe with the broker."""
+
+
+class Unroutable(PublishError):
+    """The broker returned the message: no queue is bound for it and it is stored nowhere."""
+
+
+class Refused(PublishError):
+    """A queue refused the message, or it was refused before a byte was sent."""
+
+
+class ConfirmUnknown(PublishError):
+    """No confirm arrived: the message may be stored or not; publish it again under the same id."""
+
+
+class StoreError(UnlostError):
+    """The store of ledger and effects failed."""
+
+
+class StoreUnavailable(StoreError):
+    """The store cannot be reached, or stayed locked for longer than the patience."""
+
+
+class LeaseLost(StoreError):
+    """Somebody else holds the message now; nothing of this attempt was written."""
+
+
+class ChaosError(UnlostError):
+    """Root of what the chaos kit raises."""
+
+
+class HarnessError(ChaosError):
+    """The test rig itself failed, which says nothing about the system under test."""
+
+
+class Anomaly(ChaosError):
+    """A checker found the history invalid."""
+
+
+class Permanent(Exception):  # noqa: N818 - raised by task code, reads as a statement
+    """Raised by task code: retrying cannot help, dead-letter the message now."""
+
+
+class RetryLater(Exception):  # noqa: N818 - raised by task code, reads as a statement
+    """Raised by task code: try again after a delay that the task knows better than the policy.
+
+    Args:
+        reason: Why, for the log and the history.
+        after: The delay before the next attempt; ``None`` leaves it to the retry policy.
+    """
+
+    def __init__(self, reason: str = "", *, after: timedelta | None = None) -> None:
+        super().__init__(reason)
+        self.after = after

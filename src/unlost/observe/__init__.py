@@ -1,0 +1,1 @@
+"""How a running system shows itself: log context."""

@@ -1,0 +1,1 @@
+"""Celery glue: everything that knows how Celery publishes, runs and settles."""

@@ -1,0 +1,1 @@
+"""For users' tests: where brokers come from."""

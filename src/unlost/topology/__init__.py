@@ -1,0 +1,1 @@
+"""Topology as code: what the broker should look like, as values. No I/O beyond reading YAML files."""
