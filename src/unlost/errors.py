@@ -100,11 +100,11 @@ class Anomaly(ChaosError):
     """A checker found the history invalid."""
 
 
-class Permanent(Exception):  # noqa: N818 - raised by task code, reads as a statement
+class Permanent(Exception):
     """Raised by task code: retrying cannot help, dead-letter the message now."""
 
 
-class RetryLater(Exception):  # noqa: N818 - raised by task code, reads as a statement
+class RetryLater(Exception):
     """Raised by task code: try again after a delay that the task knows better than the policy.
 
     Args:

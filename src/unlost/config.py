@@ -1,0 +1,94 @@
+"""Settings: one frozen value, validated, made from the environment, a mapping or keyword arguments.
+
+The only reader of ``os.environ`` in the library.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+
+from unlost.errors import ConfigurationError
+
+Guarantee = Literal["confirms", "late_ack", "lease"]
+
+_PREFIX = "UNLOST_"
+
+
+class Settings(BaseModel):
+    """How unlost behaves; every default is the safe one.
+
+    Attributes:
+        store: SQLAlchemy URL of the ledger; beside the business tables, if effects shall happen once.
+        confirm_timeout: How long a publisher waits for one confirm.
+        publish_patience: How long a publish is repeated under the same id before it raises.
+        connect_patience: How long a publish tries to reach a broker that does not answer.
+        settle_patience: How long a worker repeats the publish of a retry or a letter before it gives
+            the delivery back.
+        lease: How long a lease lasts without renewal; it is renewed three times as often.
+        hold: The longest wait of a copy whose message somebody else holds.
+        max_crashes: Crashes after which a message is poison.
+        max_lost: Takeovers after which a message is poison.
+        topology_check: ``refuse`` lets no worker start on a topology that is missing; ``warn`` does.
+        dangerously_without: Guarantees to switch off, for the runs that prove that each is needed.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    store: str = "sqlite:///unlost.sqlite"
+    confirm_timeout: timedelta = timedelta(seconds=10)
+    publish_patience: timedelta = timedelta(seconds=30)
+    connect_patience: timedelta = timedelta(seconds=8)
+    settle_patience: timedelta = timedelta(minutes=10)
+    lease: timedelta = timedelta(seconds=15)
+    hold: timedelta = timedelta(minutes=5)
+    max_crashes: int = 3
+    max_lost: int = 20
+    topology_check: Literal["refuse", "warn"] = "refuse"
+    dangerously_without: frozenset[Guarantee] = frozenset()
+
+    @field_validator(
+        "confirm_timeout", "publish_patience", "connect_patience", "settle_patience", "lease", "hold"
+    )
+    @classmethod
+    def _positive(cls, value: timedelta) -> timedelta:
+        if value <= timedelta(0):
+            raise ValueError("must be longer than zero")
+        return value
+
+    @field_validator("dangerously_without", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return value.replace(",", " ").split() if isinstance(value, str) else value
+
+
+def load(values: Mapping[str, object] | None = None, environ: Mapping[str, str] | None = None) -> Settings:
+    """Return the settings: what ``values`` says, then ``UNLOST_*`` variables, then the defaults.
+
+    Args:
+        values: Settings by name.
+        environ: Environment; the process's own when not given.
+
+    Raises:
+        ConfigurationError: A name is unknown or a value is out of range; names it and says why.
+    """
+    environ = os.environ if environ is None else environ
+    known = {
+        name: environ[_PREFIX + name.upper()]
+        for name in Settings.model_fields
+        if _PREFIX + name.upper() in environ
+    }
+    try:
+        return Settings.model_validate({**known, **(values or {})})
+    except ValidationError as exc:
+        problems = "; ".join(_problem(error["loc"], error["msg"]) for error in exc.errors())
+        raise ConfigurationError(f"settings of unlost: {problems}") from exc
+
+
+def _problem(place: tuple[int | str, ...], message: str) -> str:
+    name = ".".join(str(part) for part in place)
+    return f"{name} ({_PREFIX}{name.upper()}): {message}"

@@ -1,0 +1,52 @@
+"""Is a delivery a task message at all? Checked before any of Celery's code relies on it.
+
+Celery kills the worker on a missing id, a body that is no triple or a ``timelimit`` of strings, and acks
+a message whose kwargs are no mapping as if it had succeeded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def problem_of_headers(headers: Any) -> str | None:
+    """Return what is wrong with a message's headers, or ``None``."""
+    if not isinstance(headers, Mapping):
+        return "the headers are no mapping"
+    for name in ("task", "id"):
+        if not isinstance(headers.get(name), str) or not headers[name]:
+            return f"header {name!r} is missing or no text"
+    for name in ("retries", "replaced_task_nesting"):
+        if not _is_integer(headers.get(name, 0)):
+            return f"header {name!r} is no integer"
+    limits = headers.get("timelimit")
+    if limits is not None and not _are_limits(limits):
+        return "header 'timelimit' is not a pair of numbers"
+    return None
+
+
+def problem_of_body(payload: Any) -> str | None:
+    """Return what is wrong with a decoded body, or ``None``; the shape is Celery's task protocol 2."""
+    if not isinstance(payload, list | tuple) or len(payload) != 3:
+        return "the body is not [args, kwargs, embed]"
+    args, kwargs, embed = payload
+    if not isinstance(args, list | tuple):
+        return "args are no list"
+    if not isinstance(kwargs, Mapping):
+        return "kwargs are no mapping"
+    if embed is not None and not isinstance(embed, Mapping):
+        return "embed is no mapping"
+    return None
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _are_limits(limits: Any) -> bool:
+    return (
+        isinstance(limits, list | tuple)
+        and len(limits) == 2
+        and all(limit is None or _is_integer(limit) or isinstance(limit, float) for limit in limits)
+    )

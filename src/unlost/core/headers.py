@@ -1,0 +1,142 @@
+"""The headers of our messages: their names, and how a successor's and a letter's are made.
+
+Headers are a cache of the ledger, never the truth where a store exists. Readers ignore what they do
+not know, so that a message of a newer minor release can be read by an older one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from unlost.core.clock import epoch_ms
+from unlost.core.ids import Generation, MessageId
+
+VERSION = "x-unlost-v"
+KEY = "x-unlost-key"
+CORRELATION_ID = "x-unlost-correlation-id"
+CAUSATION_ID = "x-unlost-causation-id"
+QUEUE = "x-unlost-queue"
+ATTEMPT = "x-unlost-attempt"
+REDRIVES = "x-unlost-redrives"
+FIRST_PUBLISHED = "x-unlost-first-published"
+DUE = "x-unlost-due"
+EXPIRES = "x-unlost-expires"
+BUDGET_START = "x-unlost-budget-start"
+CRASHES = "x-unlost-crashes"
+HOLDS = "x-unlost-holds"
+#: Put into a request by the parent for the child; never on the wire.
+HOLDER = "x-unlost-holder"
+RAW_BODY = "x-unlost-raw-body"
+
+DEATH_REASON = "x-unlost-death-reason"
+DEATH_EXCEPTION_TYPE = "x-unlost-death-exception-type"
+DEATH_EXCEPTION = "x-unlost-death-exception"
+DEATH_TRACEBACK = "x-unlost-death-traceback"
+DEATH_WORKER = "x-unlost-death-worker"
+DEATH_FAILED_AT = "x-unlost-death-failed-at"
+
+CURRENT_VERSION = 1
+
+#: All headers of a letter together; the broker adds its own and a frame must hold them all.
+LETTER_BUDGET = 32 * 1024
+
+_LOCAL = frozenset({HOLDER, RAW_BODY})
+_BROKER_OWNED = frozenset({"x-death", "x-delivery-count", "x-acquired-count"})
+_BROKER_PREFIXES = ("x-opt-", "x-first-death-", "x-last-death-")
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why an attempt ended without success; goes into the ledger and onto the letter."""
+
+    reason: str
+    exception_type: str = ""
+    exception: str = ""
+    traceback: str = ""
+    worker: str = ""
+    failed_at_ms: int = 0
+
+
+def strip(headers: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the headers without what the broker owns and what never leaves the process.
+
+    A client can send ``x-delivery-count: 77`` and it is delivered as it is, and Celery copies such
+    headers from a delivery to its retry, so none of them may travel on.
+    """
+    return {
+        name: value
+        for name, value in headers.items()
+        if name not in _BROKER_OWNED and name not in _LOCAL and not name.startswith(_BROKER_PREFIXES)
+    }
+
+
+def generation_of(headers: Mapping[str, Any]) -> Generation:
+    """Return the generation a delivery claims; a message of plain Celery is the first."""
+    return Generation(_integer(headers, REDRIVES, 0), _integer(headers, ATTEMPT, 1))
+
+
+def message_id_of(headers: Mapping[str, Any]) -> MessageId:
+    """Return the identity of a delivered message."""
+    return MessageId(str(headers["task"]), str(headers["id"]), _integer(headers, "replaced_task_nesting", 0))
+
+
+def _integer(headers: Mapping[str, Any], name: str, default: int) -> int:
+    value = headers.get(name)
+    return value if isinstance(value, int) and not isinstance(value, bool) else default
+
+
+def successor(headers: Mapping[str, Any], generation: Generation, due: datetime | None) -> dict[str, Any]:
+    """Return the headers of the next attempt: the same message, another attempt, a time to run."""
+    changed = strip(headers)
+    changed[ATTEMPT] = generation.attempt
+    changed[REDRIVES] = generation.redrives
+    changed["retries"] = generation.attempt - 1
+    changed.pop(HOLDS, None)
+    return _with_due(changed, due)
+
+
+def held(headers: Mapping[str, Any], due: datetime) -> dict[str, Any]:
+    """Return the headers of a copy that waits because somebody else holds its message."""
+    changed = strip(headers)
+    changed[HOLDS] = _integer(headers, HOLDS, 0) + 1
+    return _with_due(changed, due)
+
+
+def _with_due(headers: dict[str, Any], due: datetime | None) -> dict[str, Any]:
+    headers.pop(DUE, None)
+    if due is not None:
+        headers[DUE] = epoch_ms(due)
+    return headers
+
+
+def letter(headers: Mapping[str, Any], generation: Generation, failure: Failure) -> dict[str, Any]:
+    """Return the headers of a dead letter; text that would break the frame is cut, traceback first."""
+    changed = strip(headers)
+    changed[ATTEMPT] = generation.attempt
+    changed[REDRIVES] = generation.redrives
+    changed[DEATH_REASON] = failure.reason
+    changed[DEATH_EXCEPTION_TYPE] = _fit(failure.exception_type, 512)
+    changed[DEATH_WORKER] = _fit(failure.worker, 512)
+    changed[DEATH_FAILED_AT] = failure.failed_at_ms
+    room = max(1024, LETTER_BUDGET - _size(changed))
+    changed[DEATH_EXCEPTION] = _fit(failure.exception, min(4096, room // 4))
+    changed[DEATH_TRACEBACK] = _fit_tail(failure.traceback, room - room // 4)
+    return changed
+
+
+def _size(headers: Mapping[str, Any]) -> int:
+    return sum(len(name) + 8 + len(str(value).encode(errors="replace")) for name, value in headers.items())
+
+
+def _fit(text: str, limit: int) -> str:
+    raw = text.encode(errors="replace")
+    return text if len(raw) <= limit else raw[: limit - 4].decode(errors="ignore") + " ..."
+
+
+def _fit_tail(text: str, limit: int) -> str:
+    """Keep the end of a traceback: the line that raised is the last one."""
+    raw = text.encode(errors="replace")
+    return text if len(raw) <= limit else "... " + raw[-(limit - 4) :].decode(errors="ignore")

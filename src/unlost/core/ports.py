@@ -1,0 +1,76 @@
+"""What the settlement code needs from a store, in the fewest methods."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from contextlib import AbstractContextManager
+from datetime import timedelta
+from typing import Any, Protocol
+
+from unlost.core.headers import Failure
+from unlost.core.ids import MessageId
+from unlost.core.settlement import Admission, Delivery, Limits, Row
+
+
+class Lease(Protocol):
+    """A granted right to run one attempt."""
+
+    @property
+    def message(self) -> MessageId:
+        """Return what is held."""
+
+    @property
+    def row(self) -> Row:
+        """Return the row as it was granted."""
+
+
+class Work(Protocol):
+    """An open unit of work: business rows and the done record, one transaction."""
+
+    #: What the message's result is; dispatched to links and returned to duplicates.
+    result: Any
+
+    @property
+    def session(self) -> Any:
+        """Return the ORM session that belongs to the transaction."""
+
+    @property
+    def connection(self) -> Any:
+        """Return the connection that the transaction runs on."""
+
+
+class Ledger(Protocol):
+    """One row per message, every write to a lease a compare-and-set on its token.
+
+    All methods raise :class:`unlost.errors.StoreUnavailable` when the store cannot be asked.
+    """
+
+    def acquire(self, delivery: Delivery, *, lease: timedelta, limits: Limits) -> Admission:
+        """Admit a delivery and write the lease, or the decision, that follows."""
+
+    def complete(self, message: MessageId, row: Row, result: str | None) -> None:
+        """Mark done; raises :class:`unlost.errors.LeaseLost` when the token has moved on."""
+
+    def decide_waiting(self, message: MessageId, row: Row, *, due_ms: int, failure: Failure) -> Row:
+        """End the attempt with a retry to come; raises :class:`unlost.errors.LeaseLost`."""
+
+    def decide_dead(self, message: MessageId, row: Row, *, failure: Failure) -> Row:
+        """End the attempt for good; raises :class:`unlost.errors.LeaseLost`."""
+
+    def mark_sent(self, message: MessageId, decision: str) -> bool:
+        """Note that a decision's publish was confirmed; false when another decision followed."""
+
+    def renew(self, holders: Collection[str], lease: timedelta) -> None:
+        """Extend the leases of these holders, in one statement."""
+
+    def end_crashed(self, holder: str) -> bool:
+        """Count a crash and end the holder's lease; false (and no write) when it holds nothing."""
+
+    def release(self, holder: str) -> bool:
+        """End the holder's lease uncounted; false (and no write) when it holds nothing."""
+
+    def unit_of_work(self, message: MessageId, row: Row, encode: Any) -> AbstractContextManager[Work]:
+        """Open a transaction that commits business rows and the done record together."""
+
+    def read(self, message: MessageId) -> Row | None:
+        """Return the row, for tools and tests."""

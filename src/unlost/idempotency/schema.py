@@ -1,0 +1,81 @@
+"""The ledger's table, and how a row is read from and written to it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+from sqlalchemy import BigInteger, Column, Float, Index, Integer, MetaData, String, Table, Text
+
+from unlost.core.headers import Failure
+from unlost.core.ids import Generation
+from unlost.core.settlement import Row, State
+
+SCHEMA_VERSION = 1
+
+metadata = MetaData()
+
+messages = Table(
+    "unlost_messages",
+    metadata,
+    Column("message", String(512), primary_key=True),
+    Column("state", String(16), nullable=False),
+    Column("redrives", Integer, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("token", BigInteger, nullable=False),
+    Column("holder", String(255)),
+    Column("expires", Float, nullable=False),
+    Column("decision", String(32)),
+    Column("sent", Integer, nullable=False),
+    Column("crashes", Integer, nullable=False),
+    Column("lost", Integer, nullable=False),
+    Column("due_ms", BigInteger),
+    Column("started_ms", BigInteger, nullable=False),
+    Column("result", Text),
+    Column("failure", Text),
+    Column("updated_ms", BigInteger, nullable=False),
+    Index("ix_unlost_messages_holder", "holder"),
+)
+
+versions = Table("unlost_schema", metadata, Column("version", Integer, primary_key=True))
+
+
+def to_columns(row: Row, updated_ms: int) -> dict[str, Any]:
+    """Return a row's column values, the key apart."""
+    return {
+        "state": row.state.value,
+        "redrives": row.generation.redrives,
+        "attempt": row.generation.attempt,
+        "token": row.token,
+        "holder": row.holder,
+        "expires": row.expires,
+        "decision": row.decision,
+        "sent": int(row.sent),
+        "crashes": row.crashes,
+        "lost": row.lost,
+        "due_ms": row.due_ms,
+        "started_ms": row.started_ms,
+        "result": row.result,
+        "failure": json.dumps(asdict(row.failure)) if row.failure else None,
+        "updated_ms": updated_ms,
+    }
+
+
+def from_columns(values: Any) -> Row:
+    """Return the row that a result mapping holds."""
+    return Row(
+        state=State(values["state"]),
+        generation=Generation(values["redrives"], values["attempt"]),
+        token=values["token"],
+        holder=values["holder"],
+        expires=values["expires"],
+        decision=values["decision"],
+        sent=bool(values["sent"]),
+        crashes=values["crashes"],
+        lost=values["lost"],
+        due_ms=values["due_ms"],
+        started_ms=values["started_ms"],
+        result=values["result"],
+        failure=Failure(**json.loads(values["failure"])) if values["failure"] else None,
+    )

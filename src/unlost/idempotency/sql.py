@@ -1,0 +1,281 @@
+"""The ledger in a SQL database, beside the business tables so that both commit together.
+
+SQLite is the embedded default: write-ahead log, ``synchronous=FULL`` (the broker is told to forget a
+message once its effect is committed, so a commit must survive a power cut), transactions that take the
+write lock at their start (https://www.sqlite.org/lang_transaction.html) so that read and write of a
+compare-and-set cannot be torn apart. Its clock is the host's time since boot: it cannot be set back, and
+a lease of an earlier boot is known to be dead by the boot id in its holder.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event, select, update
+from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.orm import Session
+
+from unlost.core import settlement
+from unlost.core.clock import boot_time
+from unlost.core.headers import Failure
+from unlost.core.ids import MessageId
+from unlost.core.settlement import Admission, Delivery, Limits, Resend, Row, Run, State
+from unlost.errors import ConfigurationError, LeaseLost, StoreUnavailable
+from unlost.idempotency.holder import is_gone
+from unlost.idempotency.schema import SCHEMA_VERSION, from_columns, messages, metadata, to_columns, versions
+
+#: How long SQLite waits for another writer before it gives up.
+LOCK_PATIENCE = timedelta(seconds=30)
+
+
+class SqlStore:
+    """A :class:`unlost.core.ports.Ledger` in a SQL database.
+
+    One engine for each process: connections must not cross a fork, and a forked child would otherwise
+    share its parent's. The parent's engine is kept, not closed, in the child.
+
+    Args:
+        url: A SQLAlchemy URL; SQLite for now. A relative path is made absolute at once, because workers
+            may change directory.
+
+    Raises:
+        ConfigurationError: The database is not one we support.
+    """
+
+    def __init__(self, url: str) -> None:
+        parsed = make_url(url)
+        if parsed.get_backend_name() != "sqlite" or not parsed.database or parsed.database == ":memory:":
+            raise ConfigurationError(
+                f"the store {parsed.render_as_string(hide_password=True)!r} is not supported: "
+                "use sqlite:///PATH with a file that all workers of the host can reach"
+            )
+        # A file URI or a path; both must name one file for all processes.
+        self._url = parsed.set(database=os.path.abspath(parsed.database))  # noqa: PTH100
+        self._engines: dict[int, Engine] = {}
+
+    def __repr__(self) -> str:
+        return f"SqlStore({self._url.render_as_string(hide_password=True)!r})"
+
+    @property
+    def engine(self) -> Engine:
+        """Return this process's engine; sessions for :meth:`unit_of_work` come from it."""
+        engine = self._engines.get(os.getpid())
+        if engine is None:
+            engine = self._engines.setdefault(os.getpid(), _sqlite_engine(self._url))
+        return engine
+
+    def create_schema(self) -> None:
+        """Create the tables where they are missing. Safe when several processes start at once."""
+        with _errors(), self.engine.begin() as connection:
+            metadata.create_all(connection)
+            connection.execute(insert(versions).values(version=SCHEMA_VERSION).on_conflict_do_nothing())
+
+    def acquire(self, delivery: Delivery, *, lease: timedelta, limits: Limits) -> Admission:
+        """Admit a delivery and write what follows. A crash before the commit leaves the row as it was."""
+        with _errors(), self.engine.begin() as connection:
+            row = _read(connection, delivery.message)
+            admission = settlement.admit(
+                row,
+                delivery,
+                now=boot_time(),
+                now_ms=_now_ms(),
+                lease=lease,
+                holder_gone=row is not None and row.holder is not None and is_gone(row.holder),
+                limits=limits,
+                decision=uuid.uuid4().hex,
+            )
+            if isinstance(admission, Run) or (isinstance(admission, Resend) and admission.write):
+                _write(connection, delivery.message, admission.row)
+            return admission
+
+    def complete(self, message: MessageId, row: Row, result: str | None) -> None:
+        """Mark the message done. After the commit it is done for ever; before it, the lease stands."""
+        with _errors(), self.engine.begin() as connection:
+            _complete(connection, message, row, result)
+
+    def decide_waiting(self, message: MessageId, row: Row, *, due_ms: int, failure: Failure) -> Row:
+        """End the attempt; the next delivery publishes the retry if this process does not get to it."""
+        decided = settlement.decided_waiting(row, decision=uuid.uuid4().hex, due_ms=due_ms, failure=failure)
+        return self._replace(message, row, decided)
+
+    def decide_dead(self, message: MessageId, row: Row, *, failure: Failure) -> Row:
+        """End the attempt for good; the next delivery publishes the letter if we do not get to it."""
+        return self._replace(
+            message, row, settlement.decided_dead(row, decision=uuid.uuid4().hex, failure=failure)
+        )
+
+    def _replace(self, message: MessageId, row: Row, decided: Row) -> Row:
+        with _errors(), self.engine.begin() as connection:
+            _compare_and_set(connection, message, row, to_columns(decided, _now_ms()))
+        return decided
+
+    def mark_sent(self, message: MessageId, decision: str) -> bool:
+        """Note the confirmed publish of a decision, unless another decision has followed."""
+        statement = (
+            update(messages)
+            .where(messages.c.message == str(message), messages.c.decision == decision)
+            .values(sent=1)
+        )
+        with _errors(), self.engine.begin() as connection:
+            return connection.execute(statement).rowcount == 1
+
+    def renew(self, holders: Collection[str], lease: timedelta) -> None:
+        """Extend the leases of these holders in one statement; those that hold nothing are no matter."""
+        if not holders:
+            return
+        statement = (
+            update(messages)
+            .where(messages.c.holder.in_(holders), messages.c.state == State.LEASED.value)
+            .values(expires=boot_time() + lease.total_seconds())
+        )
+        with _errors(), self.engine.begin() as connection:
+            connection.execute(statement)
+
+    def end_crashed(self, holder: str) -> bool:
+        """Count a crash and end the lease, in one transaction; nothing when the message is done."""
+        return self._end(holder, settlement.crashed)
+
+    def release(self, holder: str) -> bool:
+        """End the lease uncounted; nothing when the holder holds nothing."""
+        return self._end(holder, settlement.released)
+
+    def _end(self, holder: str, transition: Callable[[Row], Row]) -> bool:
+        held = select(messages).where(messages.c.holder == holder, messages.c.state == State.LEASED.value)
+        with _errors(), self.engine.begin() as connection:
+            found = connection.execute(held).mappings().one_or_none()
+            if found is None:
+                return False
+            values = to_columns(transition(from_columns(found)), _now_ms())
+            same = update(messages).where(messages.c.message == found["message"])
+            connection.execute(same.values(**values))
+            return True
+
+    @contextmanager
+    def unit_of_work(
+        self, message: MessageId, row: Row, encode: Callable[[Any], str | None]
+    ) -> Iterator[SqlWork]:
+        """Open a transaction for business rows; on exit the done record is written and all commits.
+
+        Raises:
+            LeaseLost: Somebody took the message over; everything is rolled back.
+        """
+        with self.engine.connect() as connection, Session(bind=connection) as session:
+            with _errors():
+                connection.begin()
+            work = SqlWork(connection, session)
+            yield work
+            with _errors():
+                session.flush()
+                # Last before COMMIT: the row's lock is held for as short a time as can be.
+                _complete(connection, message, row, encode(work.result))
+                connection.commit()
+
+    def read(self, message: MessageId) -> Row | None:
+        """Return a message's row."""
+        with _errors(), self.engine.connect() as connection:
+            return _read(connection, message)
+
+
+class SqlWork:
+    """The open transaction of :meth:`SqlStore.unit_of_work`."""
+
+    def __init__(self, connection: Connection, session: Session) -> None:
+        self.connection = connection
+        self.session = session
+        self.result: Any = None
+
+
+class UnguardedStore(SqlStore):
+    """The store with the lease switched off, for the runs that prove that the lease is needed."""
+
+    def acquire(self, delivery: Delivery, *, lease: timedelta, limits: Limits) -> Admission:
+        """Let every delivery run."""
+        admission = super().acquire(delivery, lease=lease, limits=limits)
+        if isinstance(admission, Run):
+            return admission
+        with self.engine.begin() as connection:
+            row = _read(connection, delivery.message)
+            again = Row(
+                state=State.LEASED,
+                generation=delivery.generation,
+                token=(row.token if row else 0) + 1,
+                holder=delivery.holder,
+                expires=boot_time() + lease.total_seconds(),
+            )
+            _write(connection, delivery.message, again)
+            return Run(again)
+
+
+def _read(connection: Connection, message: MessageId) -> Row | None:
+    query = select(messages).where(messages.c.message == str(message))
+    found = connection.execute(query).mappings().one_or_none()
+    return from_columns(found) if found else None
+
+
+def _write(connection: Connection, message: MessageId, row: Row) -> None:
+    values = to_columns(row, _now_ms())
+    statement = insert(messages).values(message=str(message), **values)
+    connection.execute(statement.on_conflict_do_update(index_elements=["message"], set_=values))
+
+
+def _complete(connection: Connection, message: MessageId, row: Row, result: str | None) -> None:
+    done = {
+        "state": State.DONE.value,
+        "holder": None,
+        "expires": 0.0,
+        "token": row.token + 1,
+        "result": result,
+        "failure": None,
+        "updated_ms": _now_ms(),
+    }
+    _compare_and_set(connection, message, row, done)
+
+
+def _compare_and_set(connection: Connection, message: MessageId, row: Row, values: dict[str, Any]) -> None:
+    statement = update(messages).where(
+        messages.c.message == str(message),
+        messages.c.token == row.token,
+        messages.c.state == State.LEASED.value,
+    )
+    if connection.execute(statement.values(**values)).rowcount != 1:
+        raise LeaseLost(f"{message} was taken over: token {row.token} is no longer the latest")
+
+
+def _now_ms() -> int:
+    return int(time.time() * 1000)
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    """Turn the database's failures into ours."""
+    try:
+        yield
+    except DBAPIError as exc:
+        raise StoreUnavailable(f"the store failed: {exc.orig}") from exc
+    except SQLAlchemyError as exc:
+        raise StoreUnavailable(f"the store failed: {exc}") from exc
+
+
+def _sqlite_engine(url: Any) -> Engine:
+    engine = create_engine(url, connect_args={"timeout": LOCK_PATIENCE.total_seconds()})
+
+    @event.listens_for(engine, "connect")
+    def _configure(connection: Any, _record: Any) -> None:
+        # We begin transactions ourselves (below); sqlite3 must not begin them for us.
+        connection.isolation_level = None
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    return engine

@@ -1,0 +1,235 @@
+"""``app.amqp``: every publish of a task goes through the confirming publisher and the delay path.
+
+``delay()``, remote ``send_task``, chain links, chord bodies, errbacks and beat all end in the task
+sender and the producer pool that this class provides (celery/app/amqp.py). Control traffic (events,
+remote control) keeps kombu's own producer: confirms there would block the worker's main loop.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from functools import cached_property, partial
+from typing import Any
+
+from celery.app.amqp import AMQP, Queues
+from kombu import Producer, pools
+
+from unlost.core import headers as h
+from unlost.core.clock import epoch_ms, from_epoch_ms
+from unlost.core.ids import Generation, MessageId, amqp_message_id
+from unlost.core.message import Outgoing
+from unlost.errors import ConfigurationError
+from unlost.observe.context import current_correlation_id
+from unlost.tasks.runtime import Runtime, runtime_of
+from unlost.topology import naming
+from unlost.topology.model import Topology
+
+REDACTED = "<redacted>"
+
+
+class ConfirmingProducer(Producer):
+    """A kombu producer whose mandatory publishes are confirmed; rendering is kombu's."""
+
+    def __init__(self, *args: Any, runtime: Runtime, **kwargs: Any) -> None:
+        self._runtime = runtime
+        super().__init__(*args, **kwargs)
+
+    def _publish(
+        self,
+        body: bytes | str,
+        priority: int | None,
+        content_type: str,
+        content_encoding: str,
+        headers: dict[str, Any],
+        properties: dict[str, Any],
+        routing_key: str,
+        mandatory: bool,
+        immediate: bool,
+        exchange: str,
+        declare: list[Any],
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        rendered = (body, priority, content_type, content_encoding, headers, properties)
+        if not mandatory:
+            super()._publish(*rendered, routing_key, mandatory, immediate, exchange, declare, *args, **kwargs)
+            return
+        message = Outgoing(
+            exchange=exchange,
+            routing_key=routing_key,
+            body=body,
+            headers=headers,
+            properties={
+                **properties,
+                "priority": priority,
+                "content_type": content_type,
+                "content_encoding": content_encoding,
+            },
+        )
+        self._runtime.publisher.publish(message)
+
+
+class DeclaredQueues(Queues):
+    """The topology's queues; a name that is not among them is an error, never a new queue."""
+
+    def __init__(self, *args: Any, topology: Topology, **kwargs: Any) -> None:
+        self._topology = topology
+        super().__init__(*args, **kwargs)
+
+    def __missing__(self, name: str) -> Any:
+        self._topology.work_queue(name)
+        raise KeyError(name)
+
+
+class ReliableAMQP(AMQP):
+    """Celery's AMQP facade with our producer, producer pool, task message and task sender."""
+
+    _producer_pool: Any
+
+    @cached_property
+    def _runtime(self) -> Runtime:
+        return runtime_of(self.app)
+
+    def queues_cls(self, *args: Any, **kwargs: Any) -> DeclaredQueues:
+        """Make the queue mapping; an unknown name raises :class:`unlost.errors.TopologyError`."""
+        return DeclaredQueues(*args, topology=self._runtime.topology, **kwargs)
+
+    @property
+    def Producer(self) -> Any:  # noqa: N802 - Celery's name
+        """Return the producer class that beat and explicit connections use."""
+        return partial(ConfirmingProducer, runtime=self._runtime)
+
+    @property
+    def producer_pool(self) -> Any:
+        """Return a pool of confirming producers; its kombu connections are never opened by a publish."""
+        if self._producer_pool is None:
+            connections = pools.connections[self.app.connection_for_write()]
+            self._producer_pool = pools.ProducerPool(
+                connections, limit=self.app.pool.limit, Producer=self.Producer
+            )
+        return self._producer_pool
+
+    publisher_pool = producer_pool
+
+    def as_task_v2(
+        self,
+        task_id: str,
+        name: str,
+        args: Any = None,
+        kwargs: Any = None,
+        countdown: float | None = None,
+        eta: datetime | str | None = None,
+        *rest: Any,
+        **options: Any,
+    ) -> Any:
+        """Render a task; a delay becomes our own header.
+
+        Celery's ``eta`` header would make a worker hold the message unacked until its own clock says so.
+        """
+        options.setdefault("argsrepr", REDACTED)
+        options.setdefault("kwargsrepr", REDACTED)
+        message = super().as_task_v2(task_id, name, args, kwargs, None, None, *rest, **options)
+        due = _due(countdown, eta)
+        if due is not None:
+            message.headers[h.DUE] = epoch_ms(due)
+        _freeze(message.body[2].get("callbacks"))
+        return message
+
+    def _create_task_sender(self) -> Callable[..., Any]:
+        send = super()._create_task_sender()
+
+        def send_reliably(producer: Any, name: str, message: Any, **options: Any) -> Any:
+            # The broker would drop what expires; the worker checks our header and says so.
+            options.pop("expiration", None)
+            if options.get("exchange"):
+                _refuse_delay(name, message.headers)
+            else:
+                queue = _queue_name(options.get("queue")) or self.app.conf.task_default_queue
+                self._address(message, queue, options)
+            self._complete_headers(message, options)
+            priority = options.pop("priority", None) or 0
+            return send(
+                producer,
+                name,
+                message,
+                **{**options, "priority": priority, "declare": [], "retry": False, "mandatory": True},
+            )
+
+        return send_reliably
+
+    def _address(self, message: Any, queue: str, options: dict[str, Any]) -> None:
+        """Choose the exchange: the application's, or the delay path when it is not due yet."""
+        topology = self._runtime.topology
+        topology.work_queue(queue)
+        message.headers[h.QUEUE] = queue
+        options.pop("queue", None)
+        exchange, routing_key = route(topology, queue, due_of(message.headers))
+        options.update(exchange=exchange, routing_key=routing_key)
+
+    def _complete_headers(self, message: Any, options: dict[str, Any]) -> None:
+        headers = {**(options.pop("headers", None) or {})}
+        attempt = self._runtime.attempt.get()
+        inherited = attempt.correlation_id if attempt else current_correlation_id()
+        mine = message.headers
+        mine[h.VERSION] = h.CURRENT_VERSION
+        mine[h.CORRELATION_ID] = headers.get(h.CORRELATION_ID) or inherited or uuid.uuid4().hex
+        if attempt:
+            mine[h.CAUSATION_ID] = attempt.message.id
+        mine[h.ATTEMPT] = 1
+        mine[h.REDRIVES] = 0
+        mine[h.FIRST_PUBLISHED] = epoch_ms(datetime.now(UTC))
+        if expires := mine.pop("expires", None):
+            mine[h.EXPIRES] = epoch_ms(_moment(expires))
+        for name, value in h.strip(headers).items():
+            mine.setdefault(name, value)
+        identity = MessageId(mine["task"], mine["id"], mine.get("replaced_task_nesting") or 0)
+        message.properties["message_id"] = amqp_message_id(identity, Generation(0, 1))
+
+
+def _refuse_delay(name: str, headers: Any) -> None:
+    if h.DUE in headers:
+        raise ConfigurationError(
+            f"{name} is published to an exchange of its own with a countdown or eta: the delay path ends "
+            "at a queue, so give queue=... instead of exchange=..."
+        )
+
+
+def due_of(headers: Any) -> datetime | None:
+    """Return when a message may run, or ``None`` for at once."""
+    due = headers.get(h.DUE)
+    return from_epoch_ms(due) if isinstance(due, int) else None
+
+
+def route(topology: Topology, queue: str, due: datetime | None) -> tuple[str, str]:
+    """Return exchange and routing key for a message of a queue that is due then."""
+    wait = due - datetime.now(UTC) if due else timedelta(0)
+    if wait <= timedelta(0):
+        return topology.exchange, queue
+    levels = topology.delay.levels
+    entry = naming.delay_entry_exchange(topology.name, levels)
+    return entry, naming.delay_routing_key(wait, queue, levels)
+
+
+def _due(countdown: float | None, eta: datetime | str | None) -> datetime | None:
+    if eta:
+        return _moment(eta)
+    return datetime.now(UTC) + timedelta(seconds=countdown) if countdown and countdown > 0 else None
+
+
+def _moment(value: datetime | str) -> datetime:
+    """Return an aware moment; a naive one is UTC, as in Celery's own messages."""
+    moment = datetime.fromisoformat(value) if isinstance(value, str) else value
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def _queue_name(queue: Any) -> str | None:
+    return queue if queue is None or isinstance(queue, str) else str(queue.name)
+
+
+def _freeze(callbacks: Any) -> None:
+    """Give plain ``link=`` signatures their ids now, so that a repeated dispatch makes no second task."""
+    for callback in callbacks or ():
+        if isinstance(callback, dict) and "subtask_type" in callback and callback["subtask_type"] is None:
+            callback["options"].setdefault("task_id", uuid.uuid4().hex)

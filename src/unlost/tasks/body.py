@@ -1,0 +1,192 @@
+"""Runs a task's body and decides, in the ledger, how the attempt ended. Publishes nothing.
+
+Called by Celery's tracer in place of the body. What it returns or raises goes on to the tracer, which
+records state, dispatches links and calls errbacks; the decision is already in the ledger by then, so a
+crash anywhere behind it repeats publishes, never the body.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import traceback as tb
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from billiard.common import terminate_handler_fired
+from billiard.exceptions import SoftTimeLimitExceeded
+from celery.exceptions import Ignore, Reject, Retry
+from pydantic import ValidationError
+
+from unlost.core import headers as h
+from unlost.core.clock import epoch_ms, from_epoch_ms
+from unlost.core.headers import Failure
+from unlost.core.retry import GiveUp, RetryPolicy, TryAgain
+from unlost.core.settlement import AlreadyDone, Resend
+from unlost.errors import LeaseLost, StoreUnavailable
+from unlost.tasks.attempt import Attempt
+from unlost.tasks.patience import while_store_is_down
+from unlost.tasks.runtime import Runtime
+from unlost.tasks.task import ReliableTask, decode_result, delay_of, encode_result
+
+logger = logging.getLogger(__name__)
+
+REQUEUE_DELAY = timedelta(seconds=1)
+
+
+class Fenced(Ignore):
+    """Raised to the tracer when somebody else holds the message: no state, no errbacks."""
+
+
+class RecordedFailure(Exception):
+    """An earlier delivery decided that the message is dead; raised again for the tracer."""
+
+
+class Expired(Exception):
+    """The message was to be run before a time that has passed."""
+
+
+class InvalidPayload(Exception):
+    """The arguments do not make the task's payload."""
+
+
+def perform(task: ReliableTask, runtime: Runtime, attempt: Attempt, args: Any, kwargs: Any) -> Any:
+    """Run the body, or repeat a recorded outcome, and return what the tracer shall see."""
+    if isinstance(attempt.admission, AlreadyDone):
+        return decode_result(attempt.row.result)
+    if isinstance(attempt.admission, Resend):
+        failure = attempt.row.failure or Failure(reason="unknown")
+        raise RecordedFailure(f"{failure.reason}: {failure.exception_type} {failure.exception}".strip())
+    try:
+        return _run(task, runtime, attempt, args, kwargs)
+    except LeaseLost as exc:
+        attempt.fenced = True
+        raise Fenced(str(exc)) from exc
+
+
+def _run(task: ReliableTask, runtime: Runtime, attempt: Attempt, args: Any, kwargs: Any) -> Any:
+    try:
+        returned = _invoke(task, attempt, args, kwargs)
+    except (MemoryError, SystemExit, KeyboardInterrupt, GeneratorExit) as exc:
+        _crash(runtime, attempt, exc)
+    except LeaseLost:
+        raise
+    except Exception as exc:
+        if attempt.completed:
+            logger.exception("%s raised after its unit of work had committed: it is done", attempt.message)
+            return attempt.result
+        ending = _fail(task, runtime, attempt, exc)
+        if ending is exc:
+            raise
+        raise ending from exc
+    if attempt.completed:
+        _check_result(attempt, returned)
+        return attempt.result
+    _complete(runtime, attempt, encode_result(returned))
+    return returned
+
+
+def _complete(runtime: Runtime, attempt: Attempt, result: str | None) -> None:
+    patience = runtime.settings.settle_patience
+    while_store_is_down(lambda: runtime.ledger.complete(attempt.message, attempt.row, result), patience)
+    attempt.completed = True
+
+
+def _invoke(task: ReliableTask, attempt: Attempt, args: Any, kwargs: Any) -> Any:
+    expires = attempt.headers.get(h.EXPIRES)
+    if isinstance(expires, int) and datetime.now(UTC) > from_epoch_ms(expires):
+        raise Expired(f"expired at {from_epoch_ms(expires).isoformat()}")
+    if task.payload is None:
+        return task.run(*args, **kwargs)
+    try:
+        payload = task.to_payload(args, kwargs)
+    except (ValidationError, TypeError) as exc:
+        raise InvalidPayload(str(exc)) from exc
+    return task.run(payload)
+
+
+def _check_result(attempt: Attempt, returned: Any) -> None:
+    if returned is not None and encode_result(returned) != encode_result(attempt.result):
+        logger.warning(
+            "%s returned a value that its unit of work did not record: links and duplicates receive "
+            "work.result; assign it inside the block",
+            attempt.message,
+        )
+
+
+def _crash(runtime: Runtime, attempt: Attempt, exc: BaseException) -> None:
+    """Turn what would take the worker down into a counted crash of this message alone.
+
+    MemoryError in a body makes the worker's parent exit; SystemExit in a thread pool is never settled.
+    """
+    if isinstance(exc, SystemExit) and terminate_handler_fired():
+        raise exc
+    if attempt.completed:
+        raise Reject(f"{type(exc).__name__} after the commit", requeue=True) from exc
+    logger.error("%s: the body raised %s: counted as a crash", attempt.message, type(exc).__name__)
+    runtime.ledger.end_crashed(attempt.row.holder or "")
+    raise Reject(f"body raised {type(exc).__name__}", requeue=True) from exc
+
+
+def _fail(task: ReliableTask, runtime: Runtime, attempt: Attempt, exc: Exception) -> Exception:
+    """Decide how a failed attempt ends, write it, and return what to raise to the tracer."""
+    if isinstance(exc, Ignore):
+        _complete(runtime, attempt, None)
+        ignored: Exception = exc
+        return ignored
+    return decide(runtime, attempt, exc, verdict_of(task.retry_policy or runtime.retries, attempt, exc))
+
+
+def decide(runtime: Runtime, attempt: Attempt, exc: Exception, verdict: TryAgain | GiveUp) -> Exception:
+    """Write how a failed attempt ends and return what to raise to the tracer.
+
+    Raises:
+        LeaseLost: Somebody took the message over; nothing was written.
+    """
+    ledger, patience = runtime.ledger, runtime.settings.settle_patience
+    cause: Exception = exc.exc if isinstance(exc, Retry) and isinstance(exc.exc, Exception) else exc
+    if isinstance(verdict, TryAgain):
+        due = datetime.now(UTC) + verdict.after
+        failure, due_ms = failure_of(cause, "retry"), epoch_ms(due)
+        attempt.decided = while_store_is_down(
+            lambda: ledger.decide_waiting(attempt.message, attempt.row, due_ms=due_ms, failure=failure),
+            patience,
+        )
+        retry: Exception = Retry(exc=cause, when=verdict.after.total_seconds())
+        return retry
+    letter = failure_of(cause, verdict.reason)
+    attempt.decided = while_store_is_down(
+        lambda: ledger.decide_dead(attempt.message, attempt.row, failure=letter), patience
+    )
+    return cause
+
+
+def verdict_of(policy: RetryPolicy, attempt: Attempt, exc: Exception) -> TryAgain | GiveUp:
+    """Return what follows an exception: what it asks for itself, else what the policy says."""
+    if isinstance(exc, Retry):
+        return TryAgain(delay_of(exc))
+    if isinstance(exc, Reject):
+        return TryAgain(REQUEUE_DELAY) if exc.requeue else GiveUp("rejected")
+    if isinstance(exc, Expired):
+        return GiveUp("expired")
+    if isinstance(exc, InvalidPayload):
+        return GiveUp("invalid-payload")
+    since_start = timedelta(milliseconds=max(0, epoch_ms(datetime.now(UTC)) - attempt.row.started_ms))
+    return policy.decide(
+        exc,
+        attempt=attempt.row.generation.attempt,
+        since_start=since_start,
+        always=(SoftTimeLimitExceeded, StoreUnavailable),
+    )
+
+
+def failure_of(exc: BaseException, reason: str) -> Failure:
+    """Return what the ledger and the letter say about an exception."""
+    return Failure(
+        reason=reason,
+        exception_type=f"{type(exc).__module__}.{type(exc).__qualname__}",
+        exception=str(exc),
+        traceback="".join(tb.format_exception(exc)),
+        worker=f"{os.uname().nodename}:{os.getpid()}",
+        failed_at_ms=epoch_ms(datetime.now(UTC)),
+    )

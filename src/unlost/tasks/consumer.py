@@ -1,0 +1,157 @@
+"""The worker's consumer: refuses to run on a missing topology, and survives whatever is delivered."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import amqp
+from celery.exceptions import WorkerShutdown
+from celery.signals import worker_process_init
+from celery.worker.consumer import Consumer
+from celery.worker.consumer.tasks import Tasks
+
+from unlost.broker.connection import refusal_of
+from unlost.core import headers as h
+from unlost.core.clock import epoch_ms
+from unlost.core.envelope import problem_of_headers
+from unlost.core.headers import Failure
+from unlost.core.ids import Generation
+from unlost.core.message import Outgoing
+from unlost.errors import BrokerError, TopologyError
+from unlost.tasks.check import check_topology
+from unlost.tasks.runtime import Runtime, runtime_of
+from unlost.tasks.settings import refuse_contradictions
+from unlost.tasks.task import ReliableTask
+from unlost.tasks.tracer import wrap
+from unlost.topology import naming
+
+logger = logging.getLogger(__name__)
+
+EXIT_CONFIGURATION = 2
+
+
+class ReliableConsumer(Consumer):
+    """Celery's consumer with our settlement around what it would drop or die of."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._runtime = runtime_of(self.app)
+        refuse_contradictions(self.app)
+        for step in self.steps:
+            if isinstance(step, Tasks):
+                # Quorum queues refuse global QoS (540); our queues do not show their type to Celery.
+                step.qos_global = lambda _consumer: False
+        # In prefork the child rebuilds Celery's tracers just before this signal.
+        worker_process_init.connect(self._wrap_tracers, weak=False)
+
+    def connect(self) -> Any:
+        """Connect, and on the first connection check that the declared topology is there."""
+        try:
+            connection = super().connect()
+            if self.restart_count <= 0:
+                check_topology(connection, self._runtime, self.app.amqp.queues.consume_from)
+        except TopologyError as exc:
+            if self._runtime.settings.topology_check == "warn":
+                logger.warning("%s", exc)
+                return connection
+            raise _shutdown(str(exc)) from None
+        except (amqp.exceptions.AccessRefused, amqp.exceptions.NotAllowed) as exc:
+            raise _shutdown(refusal_of(self.conninfo, exc)) from None
+        return connection
+
+    def update_strategies(self) -> None:
+        """Build Celery's strategies and tracers, and settle around the tracers."""
+        super().update_strategies()
+        self._wrap_tracers()
+
+    def _wrap_tracers(self, **_signal: Any) -> None:
+        for task in self.app.tasks.values():
+            if isinstance(task, ReliableTask):
+                task.__trace__ = wrap(task, self._runtime, task.__trace__)
+
+    def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], Any]:
+        """Return Celery's handler behind a check of the envelope, and with an end to every error."""
+        handle = super().create_task_handler(*args, **kwargs)
+        fatal = (*self.connection_errors, *self.channel_errors)
+
+        def on_task_received(message: Any) -> Any:
+            problem = problem_of_headers(message.headers)
+            if problem is not None:
+                return self._dead_letter(message, "malformed", problem)
+            try:
+                return handle(message)
+            except fatal:
+                raise
+            except Exception as exc:
+                logger.exception("a delivery could not be handled")
+                return self._dead_letter(message, "malformed", f"{type(exc).__name__}: {exc}")
+
+        return on_task_received
+
+    def on_decode_error(self, message: Any, exc: Exception) -> None:
+        """Dead-letter what cannot be decoded. Celery acks it away."""
+        self._dead_letter(message, "undecodable", str(exc))
+
+    def on_unknown_message(self, _body: Any, message: Any) -> None:
+        """Dead-letter what is no task message."""
+        self._dead_letter(message, "malformed", "no task message")
+
+    def on_unknown_task(self, _body: Any, message: Any, _exc: Exception) -> None:
+        """Dead-letter a task that this worker does not know."""
+        self._dead_letter(message, "unknown-task", f"{message.headers.get('task')} is not registered here")
+
+    def on_invalid_task(self, _body: Any, message: Any, exc: Exception) -> None:
+        """Dead-letter a task message that contradicts itself or whose content type is not accepted."""
+        self._dead_letter(message, "malformed", str(exc))
+
+    def _dead_letter(self, message: Any, reason: str, text: str) -> None:
+        """Publish the raw message with its reason off the main loop, then ack it on the loop."""
+        queue = self._queue_of(message)
+        logger.error("a delivery on %s is dead-lettered as %s: %s", queue, reason, text)
+        letter = letter_of_raw(self._runtime, message, queue, reason, text)
+        self._runtime.in_background(self._publish_then_settle, message, letter)
+
+    def _publish_then_settle(self, message: Any, letter: Outgoing) -> None:
+        """Ack when the letter is confirmed; otherwise the delivery goes back and is tried again."""
+        try:
+            self._runtime.publisher.publish(letter)
+        except BrokerError:
+            logger.exception("a dead letter could not be published: its delivery is given back")
+            self.call_soon_ack(message.reject_log_error, logger, self.connection_errors, True)
+            return
+        self.call_soon_ack(message.ack_log_error, logger, self.connection_errors)
+
+    def _queue_of(self, message: Any) -> str:
+        """Return the queue a delivery came from; its routing key may be the delay path's."""
+        tag = (message.delivery_info or {}).get("consumer_tag")
+        tags = getattr(self.task_consumer, "_active_tags", {})
+        default = str(self.app.conf.task_default_queue)
+        return next((str(name) for name, active in tags.items() if active == tag), default)
+
+
+def letter_of_raw(runtime: Runtime, message: Any, queue: str, reason: str, text: str) -> Outgoing:
+    """Return the letter of a delivery that is no task: its body and properties as they came."""
+    headers = message.headers if isinstance(message.headers, dict) else {}
+    failure = Failure(reason=reason, exception=text, failed_at_ms=epoch_ms(datetime.now(UTC)))
+    attempt = headers.get(h.ATTEMPT)
+    generation = Generation(0, attempt if isinstance(attempt, int) else 1)
+    kept = {
+        name: value
+        for name, value in (message.properties or {}).items()
+        if name not in ("application_headers", "expiration")
+    }
+    return Outgoing(
+        exchange=naming.dead_letter_exchange_of(runtime.topology.name),
+        routing_key=queue,
+        body=message.body,
+        headers={**h.letter(headers, generation, failure), h.QUEUE: queue},
+        properties={**kept, "delivery_mode": 2},
+    )
+
+
+def _shutdown(text: str) -> WorkerShutdown:
+    logger.critical("%s", text)
+    return WorkerShutdown(EXIT_CONFIGURATION)

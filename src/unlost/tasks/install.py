@@ -1,0 +1,115 @@
+"""``unlost.install``: the one call that makes a Celery app reliable."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from celery import Celery
+
+from unlost import config
+from unlost.broker.publisher import Publisher
+from unlost.config import Settings
+from unlost.core.retry import ONCE, RetryPolicy
+from unlost.errors import ConfigurationError, StoreUnavailable
+from unlost.idempotency.sql import SqlStore, UnguardedStore
+from unlost.tasks.leases import LeaseKeeper
+from unlost.tasks.runtime import Runtime, attach, has_runtime
+from unlost.tasks.settings import celery_settings, refuse_contradictions
+from unlost.tasks.task import ReliableTask
+from unlost.topology.model import Topology
+
+logger = logging.getLogger(__name__)
+
+AMQP_CLASS = "unlost.tasks.amqp:ReliableAMQP"
+
+
+def install(
+    app: Celery,
+    *,
+    topology: Topology | str | Path,
+    store: str | None = None,
+    retries: RetryPolicy | None = None,
+    settings: Settings | Mapping[str, object] | None = None,
+) -> Runtime:
+    """Install unlost on a Celery app: safe settings, confirmed publishing, the ledger.
+
+    Call it where the app is made, after its own settings and before its first publish.
+
+    Args:
+        app: The application.
+        topology: What the broker looks like, or the folder that says so.
+        store: SQLAlchemy URL of the ledger; put the business tables into the same database.
+        retries: The retry policy of tasks that have none; without it their failures are dead-lettered
+            at once.
+        settings: A :class:`unlost.config.Settings`, or its fields; what is not given comes from
+            ``UNLOST_*`` variables.
+
+    Returns:
+        What was installed: settings, topology, ledger, publisher.
+
+    Raises:
+        ConfigurationError: The app has a setting that contradicts a guarantee, or was installed before.
+        TopologyError: The topology is wrong, or a registered task names a queue it does not have.
+        StoreUnavailable: The store cannot be opened.
+    """
+    if has_runtime(app):
+        raise ConfigurationError(f"unlost is installed on app {app.main!r} already: call install once")
+    chosen = settings if isinstance(settings, Settings) else config.load(settings)
+    if store is not None:
+        chosen = chosen.model_copy(update={"store": store})
+    shape = topology if isinstance(topology, Topology) else Topology.load(topology)
+    ours = celery_settings(shape, chosen)
+    refuse_contradictions(app, ours)
+    app.conf.update(ours)
+    app.unlost_settings = ours
+    runtime = _runtime(app, shape, chosen, retries)
+    attach(app, runtime)
+    _use_our_amqp(app)
+    _check_registered_tasks(app, shape)
+    _warn_of_what_is_off(chosen)
+    return runtime
+
+
+def _runtime(app: Celery, topology: Topology, settings: Settings, retries: RetryPolicy | None) -> Runtime:
+    make_store = UnguardedStore if "lease" in settings.dangerously_without else SqlStore
+    ledger = make_store(settings.store)
+    try:
+        ledger.create_schema()
+    except StoreUnavailable as exc:
+        raise StoreUnavailable(f"{ledger!r} cannot be opened: {exc}. Check the path and its rights.") from exc
+    return Runtime(
+        settings=settings,
+        topology=topology,
+        ledger=ledger,
+        publisher=Publisher(
+            app.connection_for_write(),
+            confirm_timeout=settings.confirm_timeout,
+            patience=settings.publish_patience,
+            connect_patience=settings.connect_patience,
+            confirms="confirms" not in settings.dangerously_without,
+        ),
+        retries=retries or RetryPolicy(stop=ONCE),
+        leases=LeaseKeeper(ledger, settings.lease),
+    )
+
+
+def _use_our_amqp(app: Celery) -> None:
+    """Make ``app.amqp`` ours, also where something has touched Celery's already."""
+    app.amqp_cls = AMQP_CLASS
+    app.__dict__.pop("amqp", None)
+
+
+def _check_registered_tasks(app: Celery, topology: Topology) -> None:
+    registered: Mapping[str, Any] = app._tasks
+    for task in registered.values():
+        if isinstance(task, ReliableTask) and task.queue is not None:
+            topology.work_queue(task.queue)
+
+
+def _warn_of_what_is_off(settings: Settings) -> None:
+    if settings.dangerously_without:
+        names = ", ".join(sorted(settings.dangerously_without))
+        logger.warning("unlost runs WITHOUT %s: tasks will be lost or repeated", names)

@@ -1,0 +1,152 @@
+"""How the worker's parent settles a delivery of a ``ReliableTask``.
+
+==========================================  =====================================================
+what the child reported                     what the parent does
+==========================================  =====================================================
+returned                                    ack (Celery's own ``on_success``)
+an end whose publish was confirmed (mark)   ack
+``Ignore``                                  ack (Celery's own)
+``Reject(requeue=True)``                    requeue (Celery's own)
+the child is dead, or hit its hard limit    see it dead, count the crash and end the lease, requeue
+the child was stopped with the worker       end the lease uncounted, requeue
+anything else                               requeue: nothing that is not recorded may be acked
+==========================================  =====================================================
+
+Crashes are counted and leases ended on a helper thread, never on the worker's main loop; the requeue
+goes back to the loop (``hub.call_soon`` wakes it). ``on_success`` and ``execute_using_pool`` are not
+overridden: Celery 5.7 replaces both in a subclass that it makes of this one (worker/request.py).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import time
+from contextlib import suppress
+from datetime import timedelta
+from typing import Any
+
+from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
+from billiard.exceptions import TimeLimitExceeded, WorkerLostError
+from celery.exceptions import Ignore, InvalidTaskError, Reject
+from celery.worker import state
+from celery.worker.request import Request
+from celery.worker.state import task_ready
+
+from unlost.core import headers as h
+from unlost.core.envelope import problem_of_body
+from unlost.errors import StoreError
+from unlost.idempotency.holder import make_holder
+from unlost.tasks.patience import while_store_is_down
+from unlost.tasks.runtime import runtime_of
+from unlost.tasks.tracer import SETTLED
+
+logger = logging.getLogger(__name__)
+
+#: How long to watch a killed child die before its lease is ended all the same (fencing holds).
+DEATH_WATCH = timedelta(seconds=5)
+
+
+class ReliableRequest(Request):
+    """One delivery, as the worker's parent sees it."""
+
+    acknowledged: bool
+    worker_pid: int
+
+    def __init__(self, message: Any, **options: Any) -> None:
+        super().__init__(message, **options)
+        problem = problem_of_body(self._payload)
+        if problem is not None:
+            raise InvalidTaskError(problem)
+        self._runtime = runtime_of(self._app)
+        self.holder = make_holder()
+        self._request_dict[h.HOLDER] = self.holder
+        # The same object as the body that goes to the pool: pickle sends it once.
+        self._request_dict[h.RAW_BODY] = self._body
+
+    def on_accepted(self, pid: int, time_accepted: float) -> None:
+        """Renew the delivery's lease from now on."""
+        super().on_accepted(pid, time_accepted)
+        self._runtime.leases.add(self.holder, pid)
+
+    def acknowledge(self) -> None:
+        """Ack, once; the lease needs no renewal any more."""
+        self._runtime.leases.drop(self.holder)
+        super().acknowledge()
+
+    def reject(self, requeue: bool = False) -> None:
+        """Reject, once; the lease needs no renewal any more."""
+        self._runtime.leases.drop(self.holder)
+        super().reject(requeue=requeue)
+
+    def on_failure(
+        self, exc_info: ExceptionInfo, send_failed_event: bool = True, return_ok: bool = False
+    ) -> None:
+        """Settle whatever is not a plain return; the table is in the module's docstring."""
+        exc = _exception_of(exc_info)
+        if getattr(exc_info, SETTLED, False):
+            task_ready(self)
+            self.acknowledge()
+            if send_failed_event and not isinstance(exc, Ignore):
+                self.send_event("task-failed", exception=repr(exc), traceback=exc_info.traceback)
+        elif isinstance(exc, TimeLimitExceeded | WorkerLostError | SystemExit | KeyboardInterrupt):
+            self._on_crash(exc)
+        elif isinstance(exc, Ignore | Reject):
+            super().on_failure(exc_info, send_failed_event, return_ok)
+        else:
+            logger.error("%s: nothing is recorded of %r: given back", self.humaninfo(), exc)
+            task_ready(self)
+            self.reject(requeue=True)
+
+    def on_timeout(self, soft: bool, timeout: float) -> None:
+        """Log a soft limit; a hard one was settled by :meth:`on_failure`, which comes first."""
+        if soft:
+            super().on_timeout(soft, timeout)
+
+    def _on_crash(self, exc: BaseException) -> None:
+        task_ready(self)
+        self._runtime.leases.drop(self.holder)
+        if self.acknowledged:
+            return
+        self.acknowledged = True
+        logger.error("%s: its process is gone: %s", self.humaninfo(), exc)
+        kill = self.worker_pid if isinstance(exc, TimeLimitExceeded) else None
+        self._runtime.in_background(self._end_lease, kill, count=not _is_stopping())
+
+    def _end_lease(self, kill: int | None, *, count: bool) -> None:
+        """See the child dead, end its lease, and only then give the delivery back."""
+        if kill is not None:
+            kill_and_watch(kill)
+        ledger = self._runtime.ledger
+        end = ledger.end_crashed if count else ledger.release
+        try:
+            while_store_is_down(lambda: end(self.holder), self._runtime.settings.settle_patience)
+        except StoreError:
+            logger.exception("%s: its lease could not be ended and will expire", self.humaninfo())
+        self._on_reject(logger, self._connection_errors, True)
+
+
+def _exception_of(exc_info: ExceptionInfo) -> BaseException:
+    exc: BaseException = exc_info.exception
+    return exc.exc if isinstance(exc, ExceptionWithTraceback) else exc
+
+
+def _is_stopping() -> bool:
+    """Whether children die because the worker is being stopped (0 is a warm stop, so compare)."""
+    return any(flag is not None and flag is not False for flag in (state.should_stop, state.should_terminate))
+
+
+def kill_and_watch(pid: int) -> None:
+    """Kill a child and return when it is dead; billiard reaps it (WNOWAIT).
+
+    The parent hears of a hard time limit while the child still runs its body.
+    """
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+    deadline = time.monotonic() + DEATH_WATCH.total_seconds()
+    with suppress(ChildProcessError):
+        while time.monotonic() < deadline:
+            if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None:
+                return
+            time.sleep(0.005)

@@ -1,0 +1,84 @@
+"""What ``install`` hangs on the Celery app: settings, topology, store, publisher, the present attempt."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from celery import Celery
+
+from unlost.broker.publisher import Publisher
+from unlost.config import Settings
+from unlost.core.ports import Ledger
+from unlost.core.retry import RetryPolicy
+from unlost.errors import ConfigurationError
+from unlost.tasks.leases import LeaseKeeper
+from unlost.topology.model import Topology
+
+if TYPE_CHECKING:
+    from unlost.tasks.attempt import Attempt
+
+logger = logging.getLogger(__name__)
+
+_ATTRIBUTE = "unlost"
+
+#: One slow publish must not keep the others waiting.
+HELPERS = 4
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Runtime:
+    """One for each installed app. Forked children share it as a value; what it opens is per process."""
+
+    settings: Settings
+    topology: Topology
+    ledger: Ledger
+    publisher: Publisher
+    retries: RetryPolicy
+    leases: LeaseKeeper
+    #: The attempt whose body runs in this context.
+    attempt: ContextVar[Attempt | None] = field(
+        default_factory=lambda: ContextVar("unlost_attempt", default=None)
+    )
+    _helper: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(HELPERS, thread_name_prefix="unlost-settle")
+    )
+
+    def in_background(self, act: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+        """Run what may block (publishes, store writes) for the worker's parent, off its main loop."""
+        self._helper.submit(act, *args, **kwargs).add_done_callback(_log_failure)
+
+
+def _log_failure(future: Future[None]) -> None:
+    error = future.exception()
+    if error is not None:
+        logger.error("settling in the background failed", exc_info=error)
+
+
+def runtime_of(app: Celery) -> Runtime:
+    """Return the runtime of an installed app.
+
+    Raises:
+        ConfigurationError: ``unlost.install(app, ...)`` was never called.
+    """
+    runtime: Any = getattr(app, _ATTRIBUTE, None)
+    if not isinstance(runtime, Runtime):
+        raise ConfigurationError(
+            f"the Celery app {app.main!r} has ReliableTasks but unlost is not installed on it: "
+            "call unlost.install(app, topology=...) where the app is made"
+        )
+    return runtime
+
+
+def has_runtime(app: Celery) -> bool:
+    """Return whether unlost is installed on an app."""
+    return isinstance(getattr(app, _ATTRIBUTE, None), Runtime)
+
+
+def attach(app: Celery, runtime: Runtime) -> None:
+    """Hang the runtime on its app."""
+    setattr(app, _ATTRIBUTE, runtime)

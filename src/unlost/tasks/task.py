@@ -1,0 +1,210 @@
+"""``ReliableTask``: the base class that makes a Celery task reliable."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from celery import Task
+from celery.exceptions import Retry
+from kombu.utils import json
+from pydantic import BaseModel
+
+from unlost.core.ports import Work
+from unlost.core.retry import RetryPolicy
+from unlost.errors import ConfigurationError
+from unlost.tasks.attempt import Attempt
+from unlost.tasks.runtime import Runtime, has_runtime, runtime_of
+
+logger = logging.getLogger(__name__)
+
+#: Attributes whose presence makes Celery 5.7 warn at bind; they mean what they say here.
+_DEPRECATED_BY_CELERY = ("queue", "priority")
+
+
+class ReliableTask(Task):
+    """A task whose acknowledged publish is executed, or ends as a dead letter; its effect happens once.
+
+    Attributes:
+        queue: The declared work queue that its messages go to.
+        payload: A pydantic model; ``delay(**fields)`` or ``delay(instance)`` is validated before it is
+            published, and ``run`` receives the instance.
+        retry: A :class:`unlost.core.retry.RetryPolicy`. Without one the app's is used; without that a
+            failure is dead-lettered at once. (The method ``self.retry(...)`` keeps working.)
+    """
+
+    abstract = True
+    Request = "unlost.tasks.request:ReliableRequest"
+
+    queue: ClassVar[str | None] = None
+    payload: ClassVar[type[BaseModel] | None] = None
+    retry_policy: ClassVar[RetryPolicy | None] = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        policy = cls.__dict__.get("retry")
+        if isinstance(policy, RetryPolicy):
+            cls.retry_policy = policy
+            # Celery's method of that name comes back into sight.
+            del cls.retry
+        if cls.__dict__.get("payload") is not None:
+            # The model checks the arguments; run's own signature takes the instance.
+            cls.typing = False
+
+    @classmethod
+    def bind(cls, app: Any) -> Any:
+        """Bind the task class to its app, and refuse a queue that the topology does not have."""
+        own = {name: cls.__dict__[name] for name in _DEPRECATED_BY_CELERY if name in cls.__dict__}
+        for name in own:
+            delattr(cls, name)
+        try:
+            bound = super().bind(app)
+        finally:
+            for name, value in own.items():
+                setattr(cls, name, value)
+        if cls.queue is not None and has_runtime(app):
+            runtime_of(app).topology.work_queue(cls.queue)
+        return bound
+
+    @property
+    def _runtime(self) -> Runtime:
+        return runtime_of(self.app)
+
+    @property
+    def _current(self) -> Attempt | None:
+        """Return the attempt whose body is running, if it is this task's."""
+        attempt = self._runtime.attempt.get()
+        return attempt if attempt and attempt.message.task == self.name else None
+
+    @property
+    def attempt(self) -> int:
+        """Return the number of this attempt, from 1."""
+        current = self._current
+        return current.row.generation.attempt if current else 1
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the body: under settlement when a worker's tracer calls, else as a plain call."""
+        attempt = self._current if has_runtime(self.app) else None
+        if attempt is None or attempt.entered:
+            return super().__call__(*args, **kwargs)
+        from unlost.tasks.body import perform
+
+        attempt.entered = True
+        return perform(self, self._runtime, attempt, args, kwargs)
+
+    def apply_async(self, args: Any = None, kwargs: Any = None, *more: Any, **options: Any) -> Any:
+        """Publish the task; returns when the broker has confirmed it.
+
+        Raises:
+            ConfigurationError: unlost is not installed on the app.
+            pydantic.ValidationError: The payload is invalid; nothing was sent.
+            PublishError: See :meth:`unlost.broker.publisher.Publisher.publish`.
+        """
+        runtime = self._runtime
+        if self.payload is not None:
+            args, kwargs = self._dump(args or (), kwargs or {}, in_worker=bool(runtime.attempt.get()))
+        return super().apply_async(args, kwargs, *more, **options)
+
+    def _dump(self, args: Any, kwargs: Any, *, in_worker: bool) -> tuple[Any, Any]:
+        """Return the arguments as the validated payload's fields.
+
+        A link that receives a result it cannot take is not refused here: its predecessor is done, so the
+        message travels and ends as a letter where an operator can see it.
+        """
+        if in_worker and args and not isinstance(args[0], BaseModel | Mapping):
+            return args, kwargs
+        return (), self.to_payload(args, kwargs).model_dump(mode="json")
+
+    def to_payload(self, args: Any, kwargs: Any) -> BaseModel:
+        """Return the payload that these arguments make.
+
+        Raises:
+            pydantic.ValidationError: They make none.
+            TypeError: There is more than one positional argument, or it is no mapping or model.
+        """
+        if self.payload is None:
+            raise ConfigurationError(f"{self.name} has no payload model")
+        if not args:
+            return self.payload.model_validate(kwargs)
+        if len(args) > 1 or not isinstance(args[0], BaseModel | Mapping):
+            raise TypeError(
+                f"{self.name} takes one {self.payload.__name__} or its fields, not {len(args)} values"
+            )
+        given = args[0].model_dump(mode="json") if isinstance(args[0], BaseModel) else dict(args[0])
+        return self.payload.model_validate({**given, **kwargs})
+
+    @contextmanager
+    def unit_of_work(self) -> Iterator[Work]:
+        """Open the transaction in which the effect and the done record commit together.
+
+        Business rows go through ``work.session`` or ``work.connection``; ``work.result`` is what links
+        and duplicates receive. After the block the message is done, whatever the rest of ``run`` does.
+
+        Raises:
+            ConfigurationError: There is no running attempt, or it had its unit of work.
+            LeaseLost: Somebody took the message over; everything is rolled back.
+
+        Crash safety:
+            A crash before the commit leaves nothing; after it, only the successors are dispatched again.
+        """
+        attempt = self._current
+        if attempt is None:
+            raise ConfigurationError(f"{self.name}: unit_of_work() needs an attempt run by a worker")
+        if attempt.completed:
+            raise ConfigurationError(f"{self.name}: a run has one unit of work, and this one had it")
+        with self._runtime.ledger.unit_of_work(attempt.message, attempt.row, encode_result) as work:
+            yield work
+        attempt.result = work.result
+        attempt.completed = True
+
+    if not TYPE_CHECKING:
+
+        def retry(
+            self,
+            args=None,
+            kwargs=None,
+            exc=None,
+            throw=True,
+            eta=None,
+            countdown=None,
+            max_retries=None,
+            **options,
+        ):
+            """Celery's own retry, on our path: it only raises; the settlement decides and publishes."""
+            attempt = self._current
+            if attempt is None:
+                return super().retry(args, kwargs, exc, throw, eta, countdown, max_retries, **options)
+            if args is not None or kwargs is not None or not throw or options:
+                raise ConfigurationError(
+                    f"{self.name}: retry() of a ReliableTask repeats the same message; args, kwargs, "
+                    "throw=False and message options are not supported: publish another task instead"
+                )
+            budget = self.max_retries if max_retries is None else max_retries
+            if budget is not None and attempt.row.generation.attempt > budget:
+                raise exc or self.MaxRetriesExceededError(f"{self.name}: {budget} retries are spent")
+            delay = self.default_retry_delay if countdown is None else countdown
+            raise Retry(exc=exc, when=eta or delay)
+
+
+def delay_of(retry: Retry) -> timedelta:
+    """Return how long a raised ``Retry`` wants to wait."""
+    when = retry.when
+    if isinstance(when, datetime):
+        moment = when if when.tzinfo else when.replace(tzinfo=UTC)
+        return max(timedelta(0), moment - datetime.now(UTC))
+    return timedelta(seconds=float(when or 0))
+
+
+def encode_result(result: Any) -> str | None:
+    """Return a result as the ledger keeps it."""
+    if isinstance(result, BaseModel):
+        result = result.model_dump(mode="json")
+    return None if result is None else str(json.dumps(result))
+
+
+def decode_result(result: str | None) -> Any:
+    """Return a recorded result."""
+    return None if result is None else json.loads(result)

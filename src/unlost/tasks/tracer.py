@@ -1,0 +1,237 @@
+"""Acts around Celery's tracer: admit the delivery before it, publish what was decided after it.
+
+``task.__trace__`` is the one place that every pool goes through in the process that runs the body. The
+order for a failure is decide → publish → mark sent → ack; the ack is the parent's, and it only comes
+when the mark on the result says that the publish was confirmed.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from billiard.einfo import ExceptionInfo
+from celery import states
+from celery.app.trace import TraceInfo, trace_ok_t
+from celery.exceptions import Ignore, Reject
+
+from unlost.broker.publisher import Publisher
+from unlost.core import headers as h
+from unlost.core.clock import from_epoch_ms
+from unlost.core.headers import Failure
+from unlost.core.ids import amqp_message_id
+from unlost.core.settlement import (
+    Admission,
+    AlreadyDone,
+    Delivery,
+    Held,
+    Limits,
+    Resend,
+    Row,
+    State,
+    Superseded,
+)
+from unlost.errors import BrokerError, LeaseLost, StoreError, StoreUnavailable
+from unlost.observe.context import task_context
+from unlost.tasks.amqp import route
+from unlost.tasks.attempt import Attempt, outgoing
+from unlost.tasks.body import decide, verdict_of
+from unlost.tasks.patience import while_store_is_down
+from unlost.tasks.runtime import Runtime
+from unlost.tasks.task import ReliableTask
+from unlost.topology import naming
+
+logger = logging.getLogger(__name__)
+
+#: Attribute on the ExceptionInfo that tells the parent that the attempt's end is published.
+SETTLED = "unlost_settled"
+
+Tracer = Callable[..., Any]
+
+
+def wrap(task: ReliableTask, runtime: Runtime, trace: Tracer) -> Tracer:
+    """Return a tracer that settles around Celery's."""
+
+    def settle(task_id: str, args: Any, kwargs: Any, request: dict[str, Any] | None = None) -> Any:
+        request = request if request is not None else {}
+        attempt = _admit(task, runtime, request)
+        if attempt is None:
+            return trace(task_id, args, kwargs, request)
+        correlation = attempt.correlation_id
+        with task_context(attempt.message, attempt.row.generation, attempt.queue, correlation):
+            return _settle(task, runtime, attempt, lambda: trace(task_id, args, kwargs, request))
+
+    return settle
+
+
+def _admit(task: ReliableTask, runtime: Runtime, request: dict[str, Any]) -> Attempt | None:
+    """Ask the ledger what this delivery may do; ``None`` for an eager call, which is no delivery."""
+    holder = request.pop(h.HOLDER, None)
+    body = request.pop(h.RAW_BODY, None)
+    if holder is None or body is None:
+        return None
+    properties = request.get("properties") or {}
+    headers = properties.get("application_headers") or {}
+    delivery = Delivery(message=h.message_id_of(headers), generation=h.generation_of(headers), holder=holder)
+    admission = _acquire(runtime, delivery)
+    row = Row(state=State.LEASED, generation=delivery.generation, token=0)
+    return Attempt(
+        message=delivery.message,
+        admission=admission,
+        row=row if isinstance(admission, Held) else admission.row,
+        queue=_queue_of(task, runtime, headers, request),
+        headers=headers,
+        properties=properties,
+        body=body,
+    )
+
+
+def _acquire(runtime: Runtime, delivery: Delivery) -> Admission:
+    """Acquire; while the store is down the delivery is held here and nothing runs."""
+    settings = runtime.settings
+    limits = Limits(settings.max_crashes, settings.max_lost)
+    return while_store_is_down(
+        lambda: runtime.ledger.acquire(delivery, lease=settings.lease, limits=limits), patience=None
+    )
+
+
+def _queue_of(task: ReliableTask, runtime: Runtime, headers: Any, request: dict[str, Any]) -> str:
+    """Return the message's own queue; after a delay the routing key is the delay path's."""
+    named = headers.get(h.QUEUE)
+    if named in runtime.topology.queues:
+        return str(named)
+    key = str((request.get("delivery_info") or {}).get("routing_key") or "").rpartition("q:")[2]
+    if key in runtime.topology.queues:
+        return key
+    return task.queue or str(task.app.conf.task_default_queue)
+
+
+def _settle(task: ReliableTask, runtime: Runtime, attempt: Attempt, trace: Callable[[], Any]) -> Any:
+    admission = attempt.admission
+    if isinstance(admission, Held):
+        return _hold(runtime, attempt, timedelta(seconds=admission.remaining))
+    if isinstance(admission, Superseded):
+        return _ignored(f"{attempt.message} is carried on by another copy")
+    if isinstance(admission, Resend):
+        attempt.decided = admission.row
+        if admission.row.state is State.WAITING:
+            return _publish_decision(runtime, attempt, _ignored("retry published again"))
+    token = runtime.attempt.set(attempt)
+    try:
+        traced = trace()
+    finally:
+        runtime.attempt.reset(token)
+    return _after_trace(task, runtime, attempt, traced)
+
+
+def _after_trace(task: ReliableTask, runtime: Runtime, attempt: Attempt, traced: Any) -> Any:
+    if attempt.fenced:
+        return _hold(runtime, attempt, runtime.settings.lease)
+    if attempt.decided is not None:
+        return _publish_decision(runtime, attempt, traced)
+    if attempt.completed or isinstance(attempt.admission, AlreadyDone):
+        return _after_success(runtime, attempt, traced)
+    if traced.info is None or isinstance(traced.info.retval, Ignore | Reject):
+        # A crash was converted (Reject), or the tracer skipped the body: Celery's own settlement.
+        return traced
+    return _failed_outside_body(task, runtime, attempt, traced)
+
+
+def _after_success(runtime: Runtime, attempt: Attempt, traced: Any) -> Any:
+    """Ack when the successors are confirmed; if their dispatch failed, come back and repeat only that."""
+    if traced.info is None or isinstance(traced.info.retval, Ignore):
+        return traced
+    logger.error("%s is done but its successors could not be dispatched: trying again", attempt.message)
+    return _hold(runtime, attempt, timedelta(seconds=1))
+
+
+def _failed_outside_body(task: ReliableTask, runtime: Runtime, attempt: Attempt, traced: Any) -> Any:
+    """Settle a failure of what surrounds the body: a signal receiver, the loader, the result backend."""
+    exc = traced.info.retval
+    exc = exc if isinstance(exc, Exception) else RuntimeError(repr(exc))
+    try:
+        decide(runtime, attempt, exc, verdict_of(task.retry_policy or runtime.retries, attempt, exc))
+    except LeaseLost:
+        return _hold(runtime, attempt, runtime.settings.lease)
+    except StoreError as why:
+        return _given_back(f"nothing could be decided: {why}")
+    return _publish_decision(runtime, attempt, traced)
+
+
+def _publish_decision(runtime: Runtime, attempt: Attempt, traced: Any) -> Any:
+    """Publish the retry or the letter, confirmed, then mark it sent; only then may the parent ack."""
+    decided = attempt.decided
+    if decided is None or decided.decision is None:
+        raise ValueError("nothing was decided")
+    try:
+        _publish(runtime.publisher, runtime, _decision_message(runtime, attempt, decided))
+    except BrokerError as exc:
+        logger.exception("%s: its %s could not be published", attempt.message, decided.state)
+        return _given_back(f"publish failed: {exc}")
+    # A mark that fails is no harm: the next delivery publishes once more and its copy is absorbed.
+    try:
+        runtime.ledger.mark_sent(attempt.message, decided.decision)
+    except StoreUnavailable as exc:
+        logger.warning("%s: could not be marked as sent: %s", attempt.message, exc)
+    return _settled(traced)
+
+
+def _decision_message(runtime: Runtime, attempt: Attempt, decided: Row) -> Any:
+    message_id = amqp_message_id(attempt.message, decided.generation)
+    if decided.state is State.WAITING:
+        due = from_epoch_ms(decided.due_ms) if decided.due_ms else None
+        changed = h.successor(attempt.headers, decided.generation, due)
+        return outgoing(attempt, *route(runtime.topology, attempt.queue, due), changed, message_id)
+    failure = decided.failure or Failure(reason="unknown")
+    changed = h.letter({**attempt.headers, h.QUEUE: attempt.queue}, decided.generation, failure)
+    changed[h.CRASHES] = decided.crashes
+    exchange = naming.dead_letter_exchange_of(runtime.topology.name)
+    return outgoing(attempt, exchange, attempt.queue, changed, message_id)
+
+
+def _hold(runtime: Runtime, attempt: Attempt, remaining: timedelta) -> Any:
+    """Send the copy to the delay path, uncounted, for the rest of the lease or a growing backoff."""
+    holds = attempt.headers.get(h.HOLDS)
+    backoff = timedelta(seconds=2 ** min(holds if isinstance(holds, int) else 0, 9))
+    wait = min(max(remaining, backoff), runtime.settings.hold) * random.uniform(1.0, 1.2)  # noqa: S311
+    due = datetime.now(UTC) + wait
+    changed = h.held(attempt.headers, due)
+    message_id = amqp_message_id(attempt.message, h.generation_of(attempt.headers))
+    message = outgoing(attempt, *route(runtime.topology, attempt.queue, due), changed, message_id)
+    try:
+        _publish(runtime.publisher, runtime, message)
+    except BrokerError as exc:
+        logger.exception("%s is held elsewhere and could not be put back", attempt.message)
+        return _given_back(f"hold failed: {exc}")
+    return _ignored(f"{attempt.message} is held elsewhere: back in {wait.total_seconds():.0f} s")
+
+
+def _publish(publisher: Publisher, runtime: Runtime, message: Any) -> None:
+    publisher.publish(message, patience=runtime.settings.settle_patience)
+
+
+def _settled(traced: Any) -> Any:
+    if isinstance(traced.retval, ExceptionInfo):
+        setattr(traced.retval, SETTLED, True)
+    return traced
+
+
+def _ignored(why: str) -> Any:
+    """Return a trace result upon which the parent acks without recording anything."""
+    return _settled(_trace_of(Ignore(why), states.IGNORED))
+
+
+def _given_back(why: str) -> Any:
+    """Return a trace result upon which the parent requeues the delivery."""
+    return _trace_of(Reject(why, requeue=True), states.REJECTED)
+
+
+def _trace_of(exc: Exception, state: str) -> Any:
+    logger.info("%s", exc)
+    try:
+        raise exc
+    except type(exc):
+        return trace_ok_t(ExceptionInfo(internal=True), TraceInfo(state, exc), 0.0, None)
