@@ -9,10 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import structlog
-import unlost
 from celery import Celery, chain
+from sqlalchemy import create_engine
 from tenacity import stop_after_attempt, wait_fixed
 
+import unlost
 from shop.orders import (
     CardDeclined,
     Order,
@@ -31,7 +32,7 @@ app = Celery("shop")
 runtime = unlost.install(
     app, topology=TOPOLOGY if TOPOLOGY.is_dir() else Path(__file__).parents[2] / "topology"
 )
-create_tables(runtime.ledger.engine)
+create_tables(create_engine(runtime.settings.store))
 
 
 class ChargeCard(unlost.ReliableTask):

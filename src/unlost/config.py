@@ -18,6 +18,8 @@ Guarantee = Literal["confirms", "late_ack", "lease"]
 
 _PREFIX = "UNLOST_"
 
+_DURATIONS = ("confirm_timeout", "publish_patience", "connect_patience", "settle_patience", "lease", "hold")
+
 
 class Settings(BaseModel):
     """How unlost behaves; every default is the safe one.
@@ -51,9 +53,15 @@ class Settings(BaseModel):
     topology_check: Literal["refuse", "warn"] = "refuse"
     dangerously_without: frozenset[Guarantee] = frozenset()
 
-    @field_validator(
-        "confirm_timeout", "publish_patience", "connect_patience", "settle_patience", "lease", "hold"
-    )
+    @field_validator(*_DURATIONS, mode="before")
+    @classmethod
+    def _seconds(cls, value: object) -> object:
+        """A bare number in a variable is seconds; pydantic reads ISO 8601 itself."""
+        if isinstance(value, str) and value.replace(".", "", 1).isdecimal():
+            return float(value)
+        return value
+
+    @field_validator(*_DURATIONS)
     @classmethod
     def _positive(cls, value: timedelta) -> timedelta:
         if value <= timedelta(0):
@@ -92,3 +100,8 @@ def load(values: Mapping[str, object] | None = None, environ: Mapping[str, str] 
 def _problem(place: tuple[int | str, ...], message: str) -> str:
     name = ".".join(str(part) for part in place)
     return f"{name} ({_PREFIX}{name.upper()}): {message}"
+
+
+def environment() -> dict[str, str]:
+    """Return a copy of this process's environment, for those who start others."""
+    return dict(os.environ)

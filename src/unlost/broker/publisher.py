@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+
 import amqp
 from kombu import Connection
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_random_exponential

@@ -11,7 +11,7 @@ import logging
 import os
 import traceback as tb
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from billiard.common import terminate_handler_fired
 from billiard.exceptions import SoftTimeLimitExceeded
@@ -26,8 +26,11 @@ from unlost.core.settlement import AlreadyDone, Resend
 from unlost.errors import LeaseLost, StoreUnavailable
 from unlost.tasks.attempt import Attempt
 from unlost.tasks.patience import while_store_is_down
+from unlost.tasks.results import decode_result, encode_result
 from unlost.tasks.runtime import Runtime
-from unlost.tasks.task import ReliableTask, decode_result, delay_of, encode_result
+
+if TYPE_CHECKING:
+    from unlost.tasks.task import ReliableTask
 
 logger = logging.getLogger(__name__)
 
@@ -178,6 +181,15 @@ def verdict_of(policy: RetryPolicy, attempt: Attempt, exc: Exception) -> TryAgai
         since_start=since_start,
         always=(SoftTimeLimitExceeded, StoreUnavailable),
     )
+
+
+def delay_of(retry: Retry) -> timedelta:
+    """Return how long a raised ``Retry`` wants to wait."""
+    when = retry.when
+    if isinstance(when, datetime):
+        moment = when if when.tzinfo else when.replace(tzinfo=UTC)
+        return max(timedelta(0), moment - datetime.now(UTC))
+    return timedelta(seconds=float(when or 0))
 
 
 def failure_of(exc: BaseException, reason: str) -> Failure:

@@ -5,18 +5,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from celery import Task
 from celery.exceptions import Retry
-from kombu.utils import json
 from pydantic import BaseModel
 
 from unlost.core.ports import Work
 from unlost.core.retry import RetryPolicy
 from unlost.errors import ConfigurationError
 from unlost.tasks.attempt import Attempt
+from unlost.tasks.body import perform
+from unlost.tasks.results import encode_result
 from unlost.tasks.runtime import Runtime, has_runtime, runtime_of
 
 logger = logging.getLogger(__name__)
@@ -90,8 +90,6 @@ class ReliableTask(Task):
         attempt = self._current if has_runtime(self.app) else None
         if attempt is None or attempt.entered:
             return super().__call__(*args, **kwargs)
-        from unlost.tasks.body import perform
-
         attempt.entered = True
         return perform(self, self._runtime, attempt, args, kwargs)
 
@@ -187,24 +185,3 @@ class ReliableTask(Task):
                 raise exc or self.MaxRetriesExceededError(f"{self.name}: {budget} retries are spent")
             delay = self.default_retry_delay if countdown is None else countdown
             raise Retry(exc=exc, when=eta or delay)
-
-
-def delay_of(retry: Retry) -> timedelta:
-    """Return how long a raised ``Retry`` wants to wait."""
-    when = retry.when
-    if isinstance(when, datetime):
-        moment = when if when.tzinfo else when.replace(tzinfo=UTC)
-        return max(timedelta(0), moment - datetime.now(UTC))
-    return timedelta(seconds=float(when or 0))
-
-
-def encode_result(result: Any) -> str | None:
-    """Return a result as the ledger keeps it."""
-    if isinstance(result, BaseModel):
-        result = result.model_dump(mode="json")
-    return None if result is None else str(json.dumps(result))
-
-
-def decode_result(result: str | None) -> Any:
-    """Return a recorded result."""
-    return None if result is None else json.loads(result)

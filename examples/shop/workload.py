@@ -1,0 +1,88 @@
+"""The shop under a chaos run: orders that promise three effects each, read from the database."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import timedelta
+from functools import cached_property
+from importlib import import_module
+from typing import Any
+
+from sqlalchemy import Engine, create_engine
+
+from shop.orders import STEPS, Order, read_effects
+
+_TASKS = dict(zip(("shop.charge_card", "shop.reserve_stock", "shop.send_receipt"), STEPS, strict=True))
+
+
+class Orders:
+    """Orders on the reliable shop, or on the plain one.
+
+    Args:
+        store: URL of the database that holds the effects.
+        plain: Whether to use plain Celery.
+        work_ms: How long each step works before its effect.
+        linger_ms: How long each step goes on after its effect.
+        declined_every: Every so many orders the card is declined; 0 for never.
+        flaky_every: Every so many orders the bank answers only the second time; 0 for never.
+    """
+
+    per_message = len(STEPS)
+
+    def __init__(
+        self,
+        *,
+        store: str,
+        plain: bool = False,
+        work_ms: int = 10,
+        linger_ms: int = 0,
+        declined_every: int = 0,
+        flaky_every: int = 0,
+    ) -> None:
+        self.app = "shop.plain:app" if plain else "shop.app:app"
+        self._store = store
+        self._work = timedelta(milliseconds=work_ms)
+        self._linger = timedelta(milliseconds=linger_ms)
+        self._declined_every = declined_every
+        self._flaky_every = flaky_every
+
+    def publish(self, number: int) -> None:
+        """Place order ``number``."""
+        import_module(self.app.partition(":")[0]).place(self._order(number))
+
+    def _order(self, number: int) -> Order:
+        return Order(
+            order_id=number,
+            work=self._work,
+            linger=self._linger,
+            declined=_is_nth(number, self._declined_every),
+            flaky=_is_nth(number, self._flaky_every),
+        )
+
+    def promises(self, number: int) -> list[str]:
+        """Return the three effects of an order."""
+        return [f"{number}/{step}" for step in STEPS]
+
+    def value_of(self, task: str, _args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
+        """Return the effect that a task works on."""
+        return f"{kwargs['order_id']}/{_TASKS[task]}" if task in _TASKS else None
+
+    def values_of_letter(self, task: str, _args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[str]:
+        """Return the effects that wait in a letter: its own and those behind it in the chain."""
+        if task not in _TASKS:
+            return []
+        waiting = STEPS[STEPS.index(_TASKS[task]) :]
+        return [f"{kwargs['order_id']}/{step}" for step in waiting]
+
+    def effects(self) -> Iterator[tuple[str, int]]:
+        """Return all effects."""
+        for order_id, step, time_ns in read_effects(self._engine):
+            yield f"{order_id}/{step}", time_ns
+
+    @cached_property
+    def _engine(self) -> Engine:
+        return create_engine(self._store)
+
+
+def _is_nth(number: int, every: int) -> bool:
+    return every > 0 and number % every == every - 1

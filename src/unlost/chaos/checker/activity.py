@@ -1,0 +1,181 @@
+"""Which faults struck which running tasks, and how soon those were done after all.
+
+A fault that lists process ids (``extra["pids"]``) strikes the tasks that run in them; any other, such as a
+restart of the broker, strikes every task that runs. Operations with the same time count in the order
+start, fault, end, whatever order they were merged in, so the choice among equals changes no verdict.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+
+from unlost.chaos.checker.base import Anomalous, Finding, Verdict
+from unlost.chaos.history import History, Op
+from unlost.errors import HarnessError
+
+KILLS = frozenset({"kill"})
+BROKER_RESTARTS = frozenset({"restart_broker"})
+FAULTS = KILLS | BROKER_RESTARTS
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A fault that struck while a task was between its start and its end.
+
+    Attributes:
+        fault: The operation of the nemesis.
+        value: The promised effect of the task.
+    """
+
+    fault: Op
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """A task that a fault interrupted and that took effect afterwards.
+
+    Attributes:
+        fault: The operation of the nemesis.
+        value: The promised effect.
+        took: From the fault to the effect.
+    """
+
+    fault: Op
+    value: str
+    took: timedelta
+
+
+def faults(history: History, names: Collection[str] = FAULTS) -> list[Op]:
+    """Return the operations at which a fault struck, in order of time.
+
+    That is every ``ok`` or ``info`` of these names, except the ``ok`` that only says that an outage begun
+    with ``info`` is over, and kills that found no process to kill.
+    """
+    found: list[Op] = []
+    down: set[str] = set()
+    for op in sorted(_done(history, names), key=lambda op: (op.time_ns, op.type == "ok")):
+        if op.type == "ok" and op.f in down:
+            down.remove(op.f)
+        elif (pids := _pids(op)) is None or pids:
+            found.append(op)
+            down.update([op.f] if op.type == "info" and pids is None else [])
+    return found
+
+
+def _done(history: History, names: Collection[str]) -> Iterable[Op]:
+    return (op for name in names for op in history.of(name, "ok", "info"))
+
+
+def _pids(fault: Op) -> list[int] | None:
+    pids = fault.extra.get("pids")
+    if pids is None or isinstance(pids, list):
+        return pids
+    raise HarnessError(f"operation {fault.index} ({fault.f}) must list its pids, not {pids!r}")
+
+
+def hits(history: History, names: Collection[str] = FAULTS) -> list[Hit]:
+    """Return every fault with every task that it struck while the task was running, in order of time.
+
+    A killed process runs nothing any more; a task that only lost its broker runs on.
+    """
+    found: list[Hit] = []
+    running: defaultdict[object, dict[str, None]] = defaultdict(dict)
+    for op in _timeline(history, names):
+        if op.f in names:
+            found.extend(Hit(op, value) for value in _struck(running, op))
+        elif op.value is not None:
+            _note(running[op.extra.get("pid")], op)
+    return found
+
+
+def _timeline(history: History, names: Collection[str]) -> list[Op]:
+    # The sort is stable: among equal times this order stands.
+    ops = [*history.of("start"), *faults(history, names), *history.of("end")]
+    return sorted(ops, key=lambda op: op.time_ns)
+
+
+def _note(tasks: dict[str, None], op: Op) -> None:
+    if op.f == "end":
+        tasks.pop(op.value or "", None)
+    else:
+        tasks[op.value or ""] = None
+
+
+def _struck(running: dict[object, dict[str, None]], fault: Op) -> list[str]:
+    pids = _pids(fault)
+    tasks = running.values() if pids is None else [running.pop(pid, {}) for pid in pids]
+    return list(dict.fromkeys(value for values in tasks for value in values))
+
+
+def recoveries(history: History, names: Collection[str] = FAULTS) -> list[Recovery]:
+    """Return how long each interrupted task took from the fault to its first effect.
+
+    A task whose effect was there before the fault was not interrupted in what matters, and one whose
+    effect never came did not recover: neither is in the list.
+    """
+    first = _first_effects(history)
+    return [
+        Recovery(hit.fault, hit.value, timedelta(microseconds=(first[hit.value] - hit.fault.time_ns) / 1000))
+        for hit in hits(history, names)
+        if first.get(hit.value, hit.fault.time_ns) > hit.fault.time_ns
+    ]
+
+
+def _first_effects(history: History) -> dict[str, int]:
+    first: dict[str, int] = {}
+    for value, op in history.named("effect", "ok"):
+        first[value] = min(op.time_ns, first.get(value, op.time_ns))
+    return first
+
+
+def slowest_recovery(history: History, names: Collection[str] = FAULTS) -> timedelta | None:
+    """Return the longest recovery; ``None`` if no fault interrupted a task that took effect later."""
+    return max((recovery.took for recovery in recoveries(history, names)), default=None)
+
+
+def lives(history: History, values: Collection[str]) -> Mapping[str, tuple[Op, ...]]:
+    """Return for each value everything that concerns it: its own operations and the faults that struck it."""
+    struck: dict[str, list[Op]] = {value: [] for value in values}
+    for hit in hits(history) if values else ():
+        if hit.value in struck:
+            struck[hit.value].append(hit.fault)
+    return {
+        value: tuple(sorted([*history.about(value), *faults], key=lambda op: op.index))
+        for value, faults in struck.items()
+    }
+
+
+@dataclass(frozen=True)
+class Active:
+    """The run did something: a publish was confirmed, and every nemesis struck a running task.
+
+    An idle run passes every other rule, so without this proof the verdict is ``UNKNOWN``. This is what
+    Jepsen's ``stats`` checker guards against.
+
+    Args:
+        nemeses: The operations of the nemesis that must each have struck at least once.
+    """
+
+    nemeses: frozenset[str] = KILLS
+    name = "active"
+
+    def check(self, history: History) -> Finding:
+        """Judge a history."""
+        struck = hits(history, self.nemeses)
+        confirmed = history.values("publish", "ok")
+        doubts = [] if confirmed else [Anomalous("idle", None, "no publish was confirmed")]
+        missed = self.nemeses - {hit.fault.f for hit in struck}
+        doubts += [_missed(history, nemesis) for nemesis in sorted(missed)]
+        fired = len(faults(history, self.nemeses))
+        verdict = Verdict.UNKNOWN if doubts else Verdict.VALID
+        return Finding(self.name, verdict, tuple(doubts), {"faults": fired, "interrupted": len(struck)})
+
+
+def _missed(history: History, nemesis: str) -> Anomalous:
+    fired = faults(history, {nemesis})
+    how = f"fired {len(fired)} times, but never at a running task" if fired else "never fired"
+    return Anomalous("idle", None, f"{nemesis} {how}", tuple(fired))

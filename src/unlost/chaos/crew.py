@@ -1,0 +1,149 @@
+"""The worker processes of a run: started, killed, and started again by a supervisor."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import IO, Any
+
+import psutil
+
+from unlost.errors import HarnessError
+from unlost.testing.waiting import wait_until
+
+#: With this status a worker says that its configuration is wrong.
+EXIT_CONFIGURATION = 2
+
+CHECK_EVERY = timedelta(milliseconds=200)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """How to start the processes of a run: secrets travel in the environment, never as arguments."""
+
+    workload: str
+    options: str
+    history: Path
+    environment: Mapping[str, str] = field(repr=False)
+
+    def start(self, module: str, *arguments: str, **popen: Any) -> subprocess.Popen[bytes]:
+        """Start a Python module of the chaos kit in a process group of its own."""
+        command = [sys.executable, "-m", module, "--workload", self.workload, "--options", self.options]
+        return subprocess.Popen(
+            [*command, "--history", str(self.history), *arguments],
+            env=dict(self.environment),
+            start_new_session=True,
+            **popen,
+        )
+
+
+class Crew:
+    """Workers that are replaced when they die, as under any process manager.
+
+    Args:
+        command: How to start one.
+        size: How many.
+        concurrency: Pool processes of each.
+        logs: Folder for their output, one file each.
+    """
+
+    def __init__(self, command: Command, *, size: int, concurrency: int, logs: Path) -> None:
+        self._command = command
+        self._concurrency = concurrency
+        self._logs = logs
+        self._names = [f"worker-{number}" for number in range(1, size + 1)]
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._lock = threading.Lock()
+        self._stopping = threading.Event()
+        self._supervisor = threading.Thread(target=self._supervise, name="unlost-crew", daemon=True)
+
+    def __enter__(self) -> Crew:
+        for name in self._names:
+            self._start(name)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopping.set()
+        if self._supervisor.is_alive():
+            self._supervisor.join()
+        for name in self._names:
+            self.kill_parent(name)
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Return the workers' names."""
+        return self._names
+
+    def children(self, name: str) -> list[int]:
+        """Return the pool processes of a worker, as they are now."""
+        with suppress(psutil.Error), self._lock:
+            return [child.pid for child in psutil.Process(self._processes[name].pid).children()]
+        return []
+
+    def kill_parent(self, name: str) -> list[int]:
+        """SIGKILL a worker's parent; its children die with it. Returns all of their pids."""
+        pids = [self._processes[name].pid, *self.children(name)]
+        with self._lock:
+            self._processes[name].kill()
+            self._processes[name].wait()
+        return pids
+
+    @staticmethod
+    def kill_child(pid: int) -> list[int]:
+        """SIGKILL one pool process. Returns its pid, or nothing when it was gone already."""
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            return []
+        return [pid]
+
+    def wait_ready(self, patience: timedelta = timedelta(seconds=60)) -> None:
+        """Wait until each worker says that it consumes; from then on dead ones are replaced."""
+        for name in self._names:
+            wait_until(
+                partial(self._is_ready, name), patience, f"{name} is ready; its log is in {self._logs}"
+            )
+        self._supervisor.start()
+
+    def _is_ready(self, name: str) -> bool:
+        if (status := self._processes[name].poll()) is not None:
+            raise HarnessError(f"{name} did not start (status {status}): {self._last_words(name)}")
+        return b" ready." in self._log(name)
+
+    def _log(self, name: str) -> bytes:
+        path = self._logs / f"{name}.log"
+        return path.read_bytes() if path.exists() else b""
+
+    def _last_words(self, name: str) -> str:
+        lines = self._log(name).decode(errors="replace").splitlines()
+        said = [line for line in lines if "CRITICAL" in line] or lines or ["it said nothing"]
+        return said[-1]
+
+    def _start(self, name: str) -> None:
+        with self._log_file(name) as log, self._lock:
+            self._processes[name] = self._command.start(
+                "unlost.chaos.worker",
+                f"--name={name}",
+                f"--concurrency={self._concurrency}",
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+
+    def _log_file(self, name: str) -> IO[bytes]:
+        return (self._logs / f"{name}.log").open("ab")
+
+    def _supervise(self) -> None:
+        while not self._stopping.wait(CHECK_EVERY.total_seconds()):
+            for name in self._names:
+                if self._processes[name].poll() not in (None, EXIT_CONFIGURATION):
+                    self._start(name)

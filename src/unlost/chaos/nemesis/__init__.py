@@ -1,0 +1,1 @@
+"""Nemeses: what injures the system while it works. Each records every injury and heals at its end."""

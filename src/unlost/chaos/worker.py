@@ -1,0 +1,74 @@
+"""A worker process of a chaos run: the user's own app, with its task bodies recorded.
+
+Run as ``python -m unlost.chaos.worker``. Its standard input is held by the run; when that ends, however
+it ends, so does the worker with its children.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+from celery.signals import task_postrun, task_prerun, worker_process_init
+
+from unlost.chaos.history import Recorder, fresh_file
+from unlost.chaos.workload import Workload, load_attribute, make
+
+STDIN = 0
+
+
+@click.command()
+@click.option("--workload", "path", required=True)
+@click.option("--options", default="{}")
+@click.option("--history", type=click.Path(path_type=Path), required=True)
+@click.option("--name", required=True)
+@click.option("--concurrency", type=int, default=2)
+def main(path: str, options: str, history: Path, name: str, concurrency: int) -> None:
+    """Run a worker of the workload's app until it is killed."""
+    threading.Thread(target=die_with_the_run, args=(os.getpid(),), daemon=True).start()
+    workload = make(path, json.loads(options))
+    app = load_attribute(workload.app)
+    record_bodies(workload, history, name)
+    arguments = ["worker", "--loglevel=INFO", f"--concurrency={concurrency}", f"--hostname={name}@%h"]
+    app.worker_main([*arguments, "--without-gossip", "--without-mingle", "--without-heartbeat"])
+
+
+def die_with_the_run(parent: int) -> None:
+    """Kill this worker when the run that holds its standard input is gone; its children follow."""
+    # Not through sys.stdin: a pool child closes that, and would wait for ever for a lock that this
+    # thread held at the fork.
+    while os.read(STDIN, 1):
+        continue
+    os.kill(parent, signal.SIGKILL)
+
+
+def record_bodies(workload: Workload, history: Path, name: str) -> None:
+    """Record start and end of every task body, in a file for each pool process."""
+    recorder: dict[int, Recorder] = {}
+
+    def mine() -> Recorder:
+        if os.getpid() not in recorder:
+            recorder[os.getpid()] = Recorder(fresh_file(history, name))
+        return recorder[os.getpid()]
+
+    def noting(f: str) -> Callable[..., None]:
+        def note(task: Any, args: Any, kwargs: Any, **_: Any) -> None:
+            value = workload.value_of(task.name, args, kwargs)
+            if value is not None:
+                mine().record(name, "ok", f, value, pid=os.getpid())
+
+        return note
+
+    worker_process_init.connect(lambda **_: mine(), weak=False)
+    task_prerun.connect(noting("start"), weak=False)
+    task_postrun.connect(noting("end"), weak=False)
+
+
+if __name__ == "__main__":
+    main()

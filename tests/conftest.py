@@ -1,0 +1,9 @@
+"""Fixtures and options that every test may use; the logic is in :mod:`tests.support`."""
+
+from __future__ import annotations
+
+from tests.support.brokers import add_options as pytest_addoption
+from tests.support.brokers import broker, own_broker, vhost
+from tests.support.brokers import parametrize as pytest_generate_tests
+
+__all__ = ["broker", "own_broker", "pytest_addoption", "pytest_generate_tests", "vhost"]

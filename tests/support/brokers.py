@@ -1,0 +1,72 @@
+"""Brokers for tests: one per provider for the whole run, or one of its own for a test that kills it.
+
+A test that asks for ``broker``, ``vhost`` or ``own_broker`` runs once per provider: on the external
+broker if ``UNLOST_BROKER_URL`` is set, else in a container and on a private node of the system's
+RabbitMQ. pytest groups the tests by provider, so that no more than one shared broker runs at a time.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from unlost.testing.brokers import Broker, Vhost, available, candidates, start_broker
+
+REQUIRE = "--require-broker"
+_SCOPES = {"broker": "session", "own_broker": "function"}
+
+
+def add_options(parser: pytest.Parser) -> None:
+    """Add ``--require-broker``."""
+    parser.addoption(REQUIRE, action="store_true", help="fail, instead of skip, tests that find no broker")
+
+
+def parametrize(metafunc: pytest.Metafunc) -> None:
+    """Run a test once per provider, unless it names its providers itself."""
+    for fixture, scope in _SCOPES.items():
+        if fixture in metafunc.fixturenames and not _names_providers(metafunc, fixture):
+            providers = candidates(None, os.environ)
+            metafunc.parametrize(fixture, providers, indirect=True, scope=scope)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="session")
+def broker(request: pytest.FixtureRequest) -> Iterator[Broker]:
+    """A broker that all tests of a provider share: leave it running."""
+    yield from _started(request)
+
+
+@pytest.fixture
+def own_broker(request: pytest.FixtureRequest) -> Iterator[Broker]:
+    """A broker that the test may kill, restart and pause."""
+    if request.param == "external":
+        pytest.skip("an external broker is not ours to kill")
+    yield from _started(request)
+
+
+@pytest.fixture
+def vhost(broker: Broker) -> Iterator[Vhost]:
+    """An empty vhost for one test."""
+    with broker.fresh_vhost() as fresh:
+        yield fresh
+
+
+def require(provider: str, config: pytest.Config) -> None:
+    """Skip the test if ``provider`` cannot be used; under ``--require-broker`` fail it."""
+    reason = available(provider, os.environ)
+    if reason is None:
+        return
+    if config.getoption(REQUIRE):
+        pytest.fail(f"{REQUIRE}: no broker of provider {provider}: {reason}", pytrace=False)
+    pytest.skip(f"no broker of provider {provider}: {reason}")
+
+
+def _started(request: pytest.FixtureRequest) -> Iterator[Broker]:
+    require(request.param, request.config)
+    with start_broker(request.param, environ=os.environ) as started:
+        yield started
+
+
+def _names_providers(metafunc: pytest.Metafunc, fixture: str) -> bool:
+    return any(mark.args[0] == fixture for mark in metafunc.definition.iter_markers("parametrize"))
