@@ -10,7 +10,6 @@ from pathlib import Path
 
 import structlog
 from celery import Celery, chain
-from sqlalchemy import create_engine
 from tenacity import stop_after_attempt, wait_fixed
 
 import unlost
@@ -32,7 +31,7 @@ app = Celery("shop")
 runtime = unlost.install(
     app, topology=TOPOLOGY if TOPOLOGY.is_dir() else Path(__file__).parents[2] / "topology"
 )
-create_tables(create_engine(runtime.settings.store))
+create_tables(runtime.ledger.engine)
 
 
 class ChargeCard(unlost.ReliableTask):

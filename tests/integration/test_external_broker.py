@@ -84,7 +84,7 @@ def test_a_missing_vhost(endpoint: Endpoint, environ: dict[str, str]) -> None:
 def test_nobody_listens(endpoint: Endpoint, environ: dict[str, str]) -> None:
     """A closed port is told with host and port."""
     (port,) = free_ports(1)
-    wrong = replace(endpoint, port=port)
+    wrong = replace(endpoint, host="127.0.0.1", port=port)
     shown = failure_of({**environ, "UNLOST_BROKER_URL": wrong.url()}, BrokerUnavailable)
     assert f"no AMQP broker answers at 127.0.0.1:{port}" in shown
     assert endpoint.password not in shown
@@ -92,14 +92,14 @@ def test_nobody_listens(endpoint: Endpoint, environ: dict[str, str]) -> None:
 
 def test_a_silent_broker(endpoint: Endpoint, environ: dict[str, str], silent_port: int) -> None:
     """A listener that never answers is given up on in time."""
-    wrong = replace(endpoint, port=silent_port)
+    wrong = replace(endpoint, host="127.0.0.1", port=silent_port)
     shown = failure_of({**environ, "UNLOST_BROKER_URL": wrong.url()}, BrokerUnavailable)
     assert f"no AMQP broker answers at 127.0.0.1:{silent_port}" in shown
 
 
 def test_a_silent_management_api(endpoint: Endpoint, environ: dict[str, str], silent_port: int) -> None:
     """A management API that never answers is given up on in time, with the variable to set."""
-    wrong = replace(endpoint.management(), port=silent_port)
+    wrong = replace(endpoint.management(), host="127.0.0.1", port=silent_port)
     shown = failure_of({**environ, "UNLOST_MANAGEMENT_URL": wrong.url()}, BrokerUnavailable)
     assert f"does not answer at 127.0.0.1:{silent_port}" in shown
     assert "set UNLOST_MANAGEMENT_URL" in shown

@@ -19,7 +19,7 @@ from unlost.broker.apply import apply, pending
 from unlost.broker.management import Management
 from unlost.cli import main
 from unlost.errors import AccessRefused, BrokerUnavailable, DeclarationConflict, TopologyError
-from unlost.testing.brokers.base import Vhost
+from unlost.testing.brokers import Vhost
 from unlost.testing.waiting import wait_until
 from unlost.topology import naming
 from unlost.topology.expand import expand

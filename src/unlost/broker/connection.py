@@ -55,7 +55,7 @@ def open_connection(
         raise AccessRefused(refusal_of(source, exc)) from exc
     except (OSError, amqp.exceptions.AMQPError) as exc:
         raise BrokerUnavailable(
-            f"no connection to {where(source)} within {connect_timeout.total_seconds():g} s: {exc}. "
+            f"no connection to {where(source)} within {connect_timeout.total_seconds():.1f} s: {exc}. "
             "Check that RabbitMQ runs there and that the URL names its host and port."
         ) from exc
 

@@ -28,6 +28,10 @@ class Refused(errors.Refused, OperationalError):
     """The message was nacked, or refused before it was sent."""
 
 
+class InvalidMessage(errors.Refused, OperationalError):
+    """The broker cannot take the message as it is; nothing is stored, and trying again cannot help."""
+
+
 class ConfirmUnknown(errors.ConfirmUnknown, OperationalError):
     """No confirm came. ``outgoing`` is the message as it was sent, for another try under the same id."""
 

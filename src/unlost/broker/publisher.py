@@ -9,23 +9,43 @@ absorbs the copy.
 from __future__ import annotations
 
 import os
+import struct
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from typing import Any
 
 import amqp
 from kombu import Connection
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_random_exponential
 
 from unlost.broker.connection import open_connection, where
-from unlost.broker.errors import AccessRefused, BrokerUnavailable, ConfirmUnknown, Refused, Unroutable
+from unlost.broker.errors import (
+    AccessRefused,
+    BrokerUnavailable,
+    ConfirmUnknown,
+    InvalidMessage,
+    Refused,
+    Unroutable,
+)
+from unlost.broker.frames import Frames
 from unlost.core.message import Outgoing
+from unlost.errors import BrokerError
 
+#: Longest and shortest time for one connection; in between it is what is left of the patience.
 CONNECT_TIMEOUT = timedelta(seconds=5)
+SHORTEST_CONNECT_TIMEOUT = timedelta(seconds=1)
 
-_CONNECTION_ERRORS = (OSError, amqp.exceptions.ConnectionError, amqp.exceptions.RecoverableConnectionError)
+#: After this long without a confirm a link asks whether the broker reads. In a burst the confirms tell.
+SILENCE = timedelta(milliseconds=200)
+
+#: What py-amqp raises for a connection or a channel that is not there any more.
+_LOST = (OSError, amqp.exceptions.AMQPError)
+
+#: What py-amqp raises for values that do not fit into a frame, before it writes a byte of it.
+_UNENCODABLE = (amqp.exceptions.FrameSyntaxError, struct.error, ValueError, TypeError, OverflowError)
 
 
 class Publisher:
@@ -68,6 +88,7 @@ class Publisher:
         Raises:
             Unroutable: No queue is bound, or the exchange does not exist; nothing is stored.
             Refused: A queue refused it, or the broker blocks publishers; nothing is stored there.
+            InvalidMessage: The broker cannot take it as it is; nothing is stored.
             AccessRefused: Wrong user, password, vhost or permission.
             BrokerUnavailable: No connection; nothing was sent.
             ConfirmUnknown: An attempt went out and no confirm came.
@@ -79,28 +100,35 @@ class Publisher:
             patience=(patience or self._patience).total_seconds(),
             connect_patience=(patience or self._connect_patience).total_seconds(),
         )
-        for attempt in Retrying(
+        retrying = Retrying(
             retry=retry_if_exception_type((BrokerUnavailable, Refused, ConfirmUnknown)),
             stop=attempts.are_over,
-            wait=wait_random_exponential(multiplier=0.1, max=2),
-            retry_error_callback=attempts.give_up,
-        ):
-            with attempt, attempts.remember():
-                self._publish_once(message)
+            wait=wait_random_exponential(multiplier=0.1, max=1),
+            reraise=True,
+        )
+        with attempts.judged():
+            for attempt in retrying:
+                with attempt, attempts.remembered():
+                    self._publish_once(message, attempts.time_to_connect())
 
-    def _publish_once(self, message: Outgoing) -> None:
-        link = self._pool.take() or self._connect()
+    def _publish_once(self, message: Outgoing, connect_timeout: timedelta) -> None:
+        link = self._pool.take() or self._connect(connect_timeout)
         try:
             link.publish(message, self._confirm_timeout, confirm=self._confirms)
+        except BrokerUnavailable:
+            # Found dead. So are the other idle ones, as a rule: a broker that restarted closed them all.
+            link.close()
+            self.close()
+            raise
         except BaseException:
             # Whatever it was, the channel may be closed or owe us a confirm: never use it again.
             link.close()
             raise
         self._pool.put(link)
 
-    def _connect(self) -> _Link:
+    def _connect(self, timeout: timedelta) -> _Link:
         try:
-            return _Link(self._source, self._confirm_timeout)
+            return _Link(self._source, timeout, self._confirm_timeout)
         except BrokerUnavailable:
             self._source.maybe_switch_next()
             raise
@@ -117,31 +145,41 @@ class _Attempts:
     def __init__(self, *, patience: float, connect_patience: float) -> None:
         self._patience = patience
         self._connect_patience = connect_patience
+        self._began = time.monotonic()
+        self._reached = False
         self._unknown: ConfirmUnknown | None = None
 
     @contextmanager
-    def remember(self) -> Iterator[None]:
+    def remembered(self) -> Iterator[None]:
+        """Note what an attempt tells about the broker and the message."""
         try:
             yield
         except ConfirmUnknown as exc:
-            self._unknown = exc
+            self._reached, self._unknown = True, exc
+            raise
+        except Refused:
+            self._reached = True
             raise
 
-    def are_over(self, state: RetryCallState) -> bool:
-        never_reached = self._unknown is None and isinstance(_error(state), BrokerUnavailable)
-        limit = self._connect_patience if never_reached else self._patience
-        return (state.seconds_since_start or 0.0) >= limit
+    @contextmanager
+    def judged(self) -> Iterator[None]:
+        """Raise the unknown in place of a later failure: that one proves nothing about earlier copies."""
+        try:
+            yield
+        except BrokerError as exc:
+            if self._unknown is None or exc is self._unknown:
+                raise
+            raise self._unknown from exc
 
-    def give_up(self, state: RetryCallState) -> None:
-        last = _error(state)
-        if self._unknown is not None and last is not self._unknown:
-            raise self._unknown from last
-        if last is not None:
-            raise last
+    def are_over(self, _: RetryCallState) -> bool:
+        return self._left() <= 0
 
+    def time_to_connect(self) -> timedelta:
+        return min(max(timedelta(seconds=self._left()), SHORTEST_CONNECT_TIMEOUT), CONNECT_TIMEOUT)
 
-def _error(state: RetryCallState) -> BaseException | None:
-    return state.outcome.exception() if state.outcome is not None else None
+    def _left(self) -> float:
+        patience = self._patience if self._reached else self._connect_patience
+        return self._began + patience - time.monotonic()
 
 
 class _Pool:
@@ -175,66 +213,104 @@ class _Pool:
         self._idle = []
 
 
+class _Blocked(Exception):
+    """Ends the wait for an answer that does not come while the broker is blocked."""
+
+
 class _Link:
     """One connection with one channel in confirm mode, used by one thread at a time."""
 
-    def __init__(self, source: Connection, patience: timedelta) -> None:
+    def __init__(self, source: Connection, connect_timeout: timedelta, patience: timedelta) -> None:
+        self._place = where(source)
         self._blocked: str | None = None
+        self._announcing = False
+        self._confirmed_at = 0.0
         self._tag = 0
         self._settled: dict[int, bool] = {}
         self._returned: list[tuple[str, str, str, str]] = []
         self._connection = open_connection(
             source,
-            connect_timeout=CONNECT_TIMEOUT,
+            connect_timeout=connect_timeout,
             patience=patience,
             on_blocked=self._on_blocked,
             on_unblocked=self._on_unblocked,
         )
         try:
+            self._aside = self._connection.channel()
             self._channel = self._connection.channel()
             self._channel.confirm_select()
-        except (*_CONNECTION_ERRORS, amqp.exceptions.AMQPError) as exc:
+        except _LOST as exc:
             self.close()
-            raise BrokerUnavailable(f"{where(source)} closed the connection: {exc}") from exc
+            raise BrokerUnavailable(f"{self._place} closed the connection: {exc}") from exc
         self._channel.events["basic_ack"].add(self._on_ack)
         self._channel.events["basic_nack"].add(self._on_nack)
         self._channel.events["basic_return"].add(self._on_return)
+        self._frames = Frames(self._connection)
 
     def publish(self, message: Outgoing, timeout: timedelta, *, confirm: bool) -> None:
         deadline = time.monotonic() + timeout.total_seconds()
-        self._wait_until_unblocked(message, deadline)
-        self._send(message)
+        head, body = self._render(message)
+        try:
+            self._wait_until_unblocked(message, deadline)
+            # Without a body the header is the whole message, and nothing can be announced.
+            if body and time.monotonic() - self._confirmed_at > SILENCE.total_seconds():
+                self._announce(head)
+                head = b""
+                self._wait_until_unblocked(message, deadline)
+        except _LOST as exc:
+            # Found dead before the body was sent: no reason for doubt.
+            raise BrokerUnavailable(f"{message.describe()}: {self._lost(exc)}") from exc
+        self._send(message, head + body)
         if confirm:
             self._await_confirm(message, deadline, timeout)
 
     def close(self) -> None:
         # The connection may be long dead; there is nothing to learn from how it closes.
-        with suppress(*_CONNECTION_ERRORS, amqp.exceptions.AMQPError):
+        with suppress(*_LOST):
             self._connection.collect()
 
-    def _wait_until_unblocked(self, message: Outgoing, deadline: float) -> None:
-        """Ask whether the broker reads, before a byte is written.
-
-        What is written while it does not read stays in buffers and is stored when the alarm clears,
-        long after the publisher has given it up.
-        """
-        try:
-            self._drain(0)
-            while self._blocked is not None:
-                if not self._drain(deadline - time.monotonic()):
-                    raise Refused(f"{message.describe()}: the broker blocks publishers ({self._blocked})")
-        except _CONNECTION_ERRORS as exc:
-            # Found dead before anything was sent: no reason for doubt.
-            raise BrokerUnavailable(f"{message.describe()}: the connection was lost: {exc}") from exc
-
-    def _send(self, message: Outgoing) -> None:
-        self._tag += 1
+    def _render(self, message: Outgoing) -> tuple[Any, Any]:
         properties = {k: v for k, v in message.properties.items() if v is not None}
         content = amqp.Message(message.body, application_headers=dict(message.headers), **properties)
         try:
-            self._channel.basic_publish(content, message.exchange, message.routing_key, mandatory=True)
-        except _CONNECTION_ERRORS as exc:
-            raise ConfirmUnknown(f"{message.describe()}: the connection was lost: {exc}", message) from exc
+            return self._frames.of(self._channel.channel_id, message.exchange, message.routing_key, content)
+        except _UNENCODABLE as exc:
+            raise InvalidMessage(
+                f"{message.describe()}: AMQP has no form for one of its headers, properties or names "
+                f"({type(exc).__name__}): use names of at most 255 bytes, numbers of at most 64 "
+                "bits, and headers that fit into a frame (128 KiB)"
+            ) from exc
+
+    def _wait_until_unblocked(self, message: Outgoing, deadline: float) -> None:
+        while self._drain(0):
+            pass
+        while self._blocked is not None:
+            if not self._drain(deadline - time.monotonic()):
+                raise Refused(
+                    f"{message.describe()}: {self._place} blocks publishers ({self._blocked}); it is short "
+                    "of memory or disk"
+                )
+
+    def _announce(self, head: Any) -> None:
+        """Write the content header, and wait until the broker answers behind it or says it is blocked.
+
+        What is written while it does not read is stored when the alarm clears, long after the publisher
+        has given it up; a header alone is not.
+        """
+        self._connection.transport.write(head)
+        self._announcing = True
+        with suppress(_Blocked):
+            # Any request with an answer will do; this one changes nothing, and has its own channel because
+            # the other one is in the middle of a message.
+            self._aside.basic_qos(0, 0, False)
+        self._announcing = False
+
+    def _send(self, message: Outgoing, frames: Any) -> None:
+        self._tag += 1
+        try:
+            self._connection.transport.write(frames)
+        except _LOST as exc:
+            raise ConfirmUnknown(f"{message.describe()}: {self._lost(exc)}", message) from exc
 
     def _await_confirm(self, message: Outgoing, deadline: float, timeout: timedelta) -> None:
         try:
@@ -247,9 +323,10 @@ class _Link:
         except amqp.exceptions.AccessRefused as exc:
             raise AccessRefused(f"{message.describe()}: {exc}") from exc
         except amqp.exceptions.PreconditionFailed as exc:
-            raise Refused(f"{message.describe()}: {exc}") from exc
-        except (*_CONNECTION_ERRORS, amqp.exceptions.AMQPError) as exc:
-            raise ConfirmUnknown(f"{message.describe()}: the connection was lost: {exc}", message) from exc
+            # A body over max_message_size, a foreign user_id: no use in repeating it.
+            raise InvalidMessage(f"{message.describe()}: {exc}. Make it smaller or correct it.") from exc
+        except _LOST as exc:
+            raise ConfirmUnknown(f"{message.describe()}: {self._lost(exc)}", message) from exc
         self._judge(message, acked=self._settled.pop(self._tag))
 
     def _judge(self, message: Outgoing, *, acked: bool) -> None:
@@ -268,14 +345,15 @@ class _Link:
         if not acked:
             raise Refused(f"{message.describe()}: nacked; its queue is full or not available")
 
+    def _lost(self, exc: Exception) -> str:
+        return f"the connection to {self._place} was lost: {exc}"
+
     def _drain(self, seconds: float) -> bool:
         """Handle what has arrived; false when nothing came in time."""
         try:
             self._connection.drain_events(timeout=max(0.0, seconds))
         except TimeoutError:
             return False
-        except (BlockingIOError, InterruptedError):
-            return True
         return True
 
     def _on_ack(self, tag: int, _multiple: bool) -> None:
@@ -288,6 +366,7 @@ class _Link:
         # One message is outstanding at a time, so its tag is the last one, whether "multiple" or not.
         if tag == self._tag:
             self._settled[tag] = acked
+            self._confirmed_at = time.monotonic()
 
     def _on_return(self, error: Exception, exchange: str, routing_key: str, message: amqp.Message) -> None:
         message_id = str(message.properties.get("message_id") or "")
@@ -295,6 +374,8 @@ class _Link:
 
     def _on_blocked(self, reason: str) -> None:
         self._blocked = reason
+        if self._announcing:
+            raise _Blocked(reason)
 
     def _on_unblocked(self) -> None:
         self._blocked = None

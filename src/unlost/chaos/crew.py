@@ -93,8 +93,10 @@ class Crew:
         """SIGKILL a worker's parent; its children die with it. Returns all of their pids."""
         pids = [self._processes[name].pid, *self.children(name)]
         with self._lock:
-            self._processes[name].kill()
-            self._processes[name].wait()
+            process = self._processes[name]
+            process.kill()
+            process.wait()
+            _close(process)
         return pids
 
     @staticmethod
@@ -145,5 +147,12 @@ class Crew:
     def _supervise(self) -> None:
         while not self._stopping.wait(CHECK_EVERY.total_seconds()):
             for name in self._names:
-                if self._processes[name].poll() not in (None, EXIT_CONFIGURATION):
+                process = self._processes[name]
+                if process.poll() not in (None, EXIT_CONFIGURATION):
+                    _close(process)
                     self._start(name)
+
+
+def _close(process: subprocess.Popen[bytes]) -> None:
+    if process.stdin is not None:
+        process.stdin.close()

@@ -185,6 +185,8 @@ class Run:
         finally:
             client.kill()
             follower.join()
+            if client.stdout is not None:
+                client.stdout.close()
         if status != 0:
             raise HarnessError(f"the client ended with status {status}; see {self._logs / 'client.log'}")
 

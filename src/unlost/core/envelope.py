@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+#: Both go into the ledger's key, and the id into the AMQP ``message_id`` (255 bytes) with two numbers.
+MAX_NAME_BYTES = 230
+
 
 def problem_of_headers(headers: Any) -> str | None:
     """Return what is wrong with a message's headers, or ``None``."""
@@ -17,6 +20,8 @@ def problem_of_headers(headers: Any) -> str | None:
     for name in ("task", "id"):
         if not isinstance(headers.get(name), str) or not headers[name]:
             return f"header {name!r} is missing or no text"
+        if not _is_short(headers[name]):
+            return f"header {name!r} is longer than {MAX_NAME_BYTES} bytes or not UTF-8"
     for name in ("retries", "replaced_task_nesting"):
         if not _is_integer(headers.get(name, 0)):
             return f"header {name!r} is no integer"
@@ -38,6 +43,14 @@ def problem_of_body(payload: Any) -> str | None:
     if embed is not None and not isinstance(embed, Mapping):
         return "embed is no mapping"
     return None
+
+
+def _is_short(text: str) -> bool:
+    try:
+        return len(text.encode()) <= MAX_NAME_BYTES
+    except UnicodeEncodeError:
+        # amqp decodes with "surrogatepass"; no database takes what comes of that.
+        return False
 
 
 def _is_integer(value: Any) -> bool:

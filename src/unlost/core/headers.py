@@ -43,6 +43,9 @@ CURRENT_VERSION = 1
 #: All headers of a letter together; the broker adds its own and a frame must hold them all.
 LETTER_BUDGET = 32 * 1024
 
+#: A header may claim any number; beyond this one it is taken for garbage (stores count in 32 bits).
+_MOST = 2**31 - 2
+
 _LOCAL = frozenset({HOLDER, RAW_BODY})
 _BROKER_OWNED = frozenset({"x-death", "x-delivery-count", "x-acquired-count"})
 _BROKER_PREFIXES = ("x-opt-", "x-first-death-", "x-last-death-")
@@ -75,7 +78,7 @@ def strip(headers: Mapping[str, Any]) -> dict[str, Any]:
 
 def generation_of(headers: Mapping[str, Any]) -> Generation:
     """Return the generation a delivery claims; a message of plain Celery is the first."""
-    return Generation(_integer(headers, REDRIVES, 0), _integer(headers, ATTEMPT, 1))
+    return Generation(_integer(headers, REDRIVES, 0), _integer(headers, ATTEMPT, 1, least=1))
 
 
 def message_id_of(headers: Mapping[str, Any]) -> MessageId:
@@ -83,9 +86,11 @@ def message_id_of(headers: Mapping[str, Any]) -> MessageId:
     return MessageId(str(headers["task"]), str(headers["id"]), _integer(headers, "replaced_task_nesting", 0))
 
 
-def _integer(headers: Mapping[str, Any], name: str, default: int) -> int:
+def _integer(headers: Mapping[str, Any], name: str, default: int, *, least: int = 0) -> int:
     value = headers.get(name)
-    return value if isinstance(value, int) and not isinstance(value, bool) else default
+    if not isinstance(value, int) or isinstance(value, bool):
+        return default
+    return value if least <= value <= _MOST else default
 
 
 def successor(headers: Mapping[str, Any], generation: Generation, due: datetime | None) -> dict[str, Any]:
@@ -113,7 +118,11 @@ def _with_due(headers: dict[str, Any], due: datetime | None) -> dict[str, Any]:
 
 
 def letter(headers: Mapping[str, Any], generation: Generation, failure: Failure) -> dict[str, Any]:
-    """Return the headers of a dead letter; text that would break the frame is cut, traceback first."""
+    """Return the headers of a dead letter; text that would break the frame is cut, traceback first.
+
+    What we add never makes them larger than :data:`LETTER_BUDGET`, unless the message brought nearly as
+    much itself: then at most 1 KiB of text is added, for the message's own headers are not ours to drop.
+    """
     changed = strip(headers)
     changed[ATTEMPT] = generation.attempt
     changed[REDRIVES] = generation.redrives
@@ -121,6 +130,7 @@ def letter(headers: Mapping[str, Any], generation: Generation, failure: Failure)
     changed[DEATH_EXCEPTION_TYPE] = _fit(failure.exception_type, 512)
     changed[DEATH_WORKER] = _fit(failure.worker, 512)
     changed[DEATH_FAILED_AT] = failure.failed_at_ms
+    changed[DEATH_EXCEPTION] = changed[DEATH_TRACEBACK] = ""
     room = max(1024, LETTER_BUDGET - _size(changed))
     changed[DEATH_EXCEPTION] = _fit(failure.exception, min(4096, room // 4))
     changed[DEATH_TRACEBACK] = _fit_tail(failure.traceback, room - room // 4)
@@ -133,10 +143,10 @@ def _size(headers: Mapping[str, Any]) -> int:
 
 def _fit(text: str, limit: int) -> str:
     raw = text.encode(errors="replace")
-    return text if len(raw) <= limit else raw[: limit - 4].decode(errors="ignore") + " ..."
+    return raw.decode() if len(raw) <= limit else raw[: limit - 4].decode(errors="ignore") + " ..."
 
 
 def _fit_tail(text: str, limit: int) -> str:
     """Keep the end of a traceback: the line that raised is the last one."""
     raw = text.encode(errors="replace")
-    return text if len(raw) <= limit else "... " + raw[-(limit - 4) :].decode(errors="ignore")
+    return raw.decode() if len(raw) <= limit else "... " + raw[-(limit - 4) :].decode(errors="ignore")

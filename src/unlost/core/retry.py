@@ -21,6 +21,9 @@ DEFAULT_WAIT = wait_random_exponential(multiplier=1, max=300)
 DEFAULT_STOP = stop_after_attempt(8)
 ONCE = stop_after_attempt(1)
 
+#: An unbounded exponential wait soon exceeds what a date, or the delay path, can hold.
+LONGEST_WAIT = timedelta(days=365)
+
 
 @dataclass(frozen=True, slots=True)
 class TryAgain:
@@ -44,7 +47,7 @@ class RetryPolicy:
     """Which exceptions are tried again, how long after, and how often.
 
     Args:
-        wait: A tenacity ``wait_*`` strategy; seconds before the next attempt.
+        wait: A tenacity ``wait_*`` strategy; seconds before the next attempt, at most a year.
         stop: A tenacity ``stop_*`` strategy, or several joined by ``|`` and ``&``.
         on: Exceptions that are tried again.
         never: Exceptions that are not, even where ``on`` names a base of theirs.
@@ -90,8 +93,8 @@ class RetryPolicy:
 
     def _delay(self, exception: BaseException, state: RetryCallState) -> timedelta:
         if isinstance(exception, RetryLater) and exception.after is not None:
-            return exception.after
-        return timedelta(seconds=float(self.wait(state)))
+            return min(LONGEST_WAIT, exception.after)
+        return timedelta(seconds=min(LONGEST_WAIT.total_seconds(), float(self.wait(state))))
 
 
 def _call_state(exception: BaseException, attempt: int, since_start: timedelta) -> RetryCallState:

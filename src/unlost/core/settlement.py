@@ -12,7 +12,8 @@ done                         any                     repeat only the dispatch of
 cancelled                    any                     superseded: ack
 leased, holder alive         any                     held: back to the delay path, uncounted
 leased, expired or dead      any                     take over: run as the later of row and delivery;
-                                                     too many crashes or takeovers: decide dead
+                                                     too many crashes or takeovers, and no newer
+                                                     redrive: decide dead
 waiting(G)                   older than G, sent      superseded: ack
 waiting(G)                   older than G, not sent  repeat the publish of G, never the body
 waiting(G)                   G or later              run it
@@ -158,7 +159,7 @@ def admit(
         if row.holder is not None and not holder_gone and row.expires > now:
             return Held(row.expires - now)
         row = _ended(row)
-        if row.crashes >= limits.max_crashes or row.lost >= limits.max_lost:
+        if _is_poison(row, delivery.generation, limits):
             return Resend(_poison(row, delivery, decision, now_ms), write=True)
     elif _is_decided(row, delivery.generation):
         return Superseded(row) if row.sent else Resend(row)
@@ -171,6 +172,13 @@ def _is_decided(row: Row, generation: Generation) -> bool:
     if row.state is State.DEAD:
         return generation.redrives <= row.generation.redrives
     return generation < row.generation
+
+
+def _is_poison(row: Row, generation: Generation, limits: Limits) -> bool:
+    """Whether the message has taken down enough processes; an operator's redrive starts afresh."""
+    if generation.redrives > row.generation.redrives:
+        return False
+    return row.crashes >= limits.max_crashes or row.lost >= limits.max_lost
 
 
 def _ended(row: Row) -> Row:

@@ -15,6 +15,9 @@ from pathlib import Path
 
 _PROC = Path("/proc")
 
+#: In place of what could not be read: it equals nothing and differs from nothing.
+UNKNOWN = "?"
+
 
 def make_holder() -> str:
     """Return a new holder for one delivery: ``nonce@host/boot/namespace/pid/start``."""
@@ -24,21 +27,31 @@ def make_holder() -> str:
 
 def is_gone(holder: str) -> bool:
     """Return whether the holder's process is known to be dead; false also means "cannot tell"."""
-    place = holder.partition("@")[2]
-    host, _, process = place.rpartition("/")
-    host, _, pid = host.rpartition("/")
-    if not pid.isdigit():
+    host, pid, started = _parts(holder)
+    if not pid.isdecimal():
         return False
     if host == _host():
-        return _start_time(int(pid)) != process
-    return _rebooted(host)
+        now = _start_time(int(pid))
+        return UNKNOWN not in (started, now) and started != now
+    return host.partition("/")[0] == socket.gethostname() and is_of_another_boot(holder)
 
 
-def _rebooted(host: str) -> bool:
-    """Whether this is the host the holder ran on, booted again since."""
-    name, _, rest = host.partition("/")
-    own_name, _, own_rest = _host().partition("/")
-    return name == own_name and rest.partition("/")[0] != own_rest.partition("/")[0]
+def is_of_another_boot(holder: str) -> bool:
+    """Return whether the holder's kernel is known to be another one than ours.
+
+    Where a store serves a single host, such a holder is dead, and the boot-time clock of its lease has
+    begun anew. A container often has another host name after a reboot, so the name is not asked.
+    """
+    _, _, rest = _parts(holder)[0].partition("/")
+    boot, own = rest.partition("/")[0], _boot_id()
+    return UNKNOWN not in (boot, own) and bool(boot) and boot != own
+
+
+def _parts(holder: str) -> tuple[str, str, str]:
+    """Return host, PID and start time."""
+    rest, _, started = holder.partition("@")[2].rpartition("/")
+    host, _, pid = rest.rpartition("/")
+    return host, pid, started
 
 
 def _host() -> str:
@@ -47,14 +60,14 @@ def _host() -> str:
 
 
 def _boot_id() -> str:
-    return _read(_PROC / "sys/kernel/random/boot_id")[:8] or "?"
+    return (_read(_PROC / "sys/kernel/random/boot_id") or UNKNOWN)[:8]
 
 
 def _namespace() -> str:
     try:
         return str((_PROC / "self/ns/pid").readlink()).strip("pid:[]")
     except OSError:
-        return "?"
+        return UNKNOWN
 
 
 def _start_time(pid: int) -> str:
@@ -62,14 +75,18 @@ def _start_time(pid: int) -> str:
 
     A zombie has run its last instruction, so it counts as dead (proc(5): state is field 3, starttime 22).
     """
-    fields = _read(_PROC / str(pid) / "stat").rpartition(")")[2].split()
-    if len(fields) < 20 or fields[0] in "ZX":
-        return ""
-    return fields[19]
+    stat = _read(_PROC / str(pid) / "stat")
+    fields = stat.rpartition(")")[2].split()
+    if stat == UNKNOWN or (fields and len(fields) < 20):
+        return UNKNOWN
+    return "" if not fields or fields[0] in "ZX" else fields[19]
 
 
 def _read(path: Path) -> str:
+    """Return a file's text, empty when there is none; no descriptor left to read it with is no proof."""
     try:
         return path.read_text().strip()
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError):
         return ""
+    except OSError:
+        return UNKNOWN

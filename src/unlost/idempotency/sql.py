@@ -19,8 +19,8 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, select, update
 from sqlalchemy.dialects.sqlite import insert
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from unlost.core import settlement
@@ -29,18 +29,21 @@ from unlost.core.headers import Failure
 from unlost.core.ids import MessageId
 from unlost.core.settlement import Admission, Delivery, Limits, Resend, Row, Run, State
 from unlost.errors import ConfigurationError, LeaseLost, StoreUnavailable
-from unlost.idempotency.holder import is_gone
+from unlost.idempotency.forkgate import ForkGate
+from unlost.idempotency.holder import is_gone, is_of_another_boot
 from unlost.idempotency.schema import SCHEMA_VERSION, from_columns, messages, metadata, to_columns, versions
 
 #: How long SQLite waits for another writer before it gives up.
 LOCK_PATIENCE = timedelta(seconds=30)
 
+_DRIVERS = ("sqlite", "sqlite+pysqlite")
+
 
 class SqlStore:
     """A :class:`unlost.core.ports.Ledger` in a SQL database.
 
-    One engine for each process: connections must not cross a fork, and a forked child would otherwise
-    share its parent's. The parent's engine is kept, not closed, in the child.
+    Connections do not cross a fork: see :mod:`unlost.idempotency.forkgate`. ``engine`` is the SQLAlchemy
+    engine: application code that opens the same file must use it too, and no engine of its own.
 
     Args:
         url: A SQLAlchemy URL; SQLite for now. A relative path is made absolute at once, because workers
@@ -51,36 +54,28 @@ class SqlStore:
     """
 
     def __init__(self, url: str) -> None:
-        parsed = make_url(url)
-        if parsed.get_backend_name() != "sqlite" or not parsed.database or parsed.database == ":memory:":
-            raise ConfigurationError(
-                f"the store {parsed.render_as_string(hide_password=True)!r} is not supported: "
-                "use sqlite:///PATH with a file that all workers of the host can reach"
-            )
-        # A file URI or a path; both must name one file for all processes.
-        self._url = parsed.set(database=os.path.abspath(parsed.database))  # noqa: PTH100
-        self._engines: dict[int, Engine] = {}
+        self._url = _file_url(url)
+        self.engine = _sqlite_engine(self._url)
+        self._gate = ForkGate(self.engine.dispose)
 
     def __repr__(self) -> str:
         return f"SqlStore({self._url.render_as_string(hide_password=True)!r})"
 
-    @property
-    def engine(self) -> Engine:
-        """Return this process's engine; sessions for :meth:`unit_of_work` come from it."""
-        engine = self._engines.get(os.getpid())
-        if engine is None:
-            engine = self._engines.setdefault(os.getpid(), _sqlite_engine(self._url))
-        return engine
+    @contextmanager
+    def _transaction(self) -> Iterator[Connection]:
+        """Open a transaction that commits at the end of the block."""
+        with self._gate.open(), _errors(), self.engine.begin() as connection:
+            yield connection
 
     def create_schema(self) -> None:
         """Create the tables where they are missing. Safe when several processes start at once."""
-        with _errors(), self.engine.begin() as connection:
+        with self._transaction() as connection:
             metadata.create_all(connection)
             connection.execute(insert(versions).values(version=SCHEMA_VERSION).on_conflict_do_nothing())
 
     def acquire(self, delivery: Delivery, *, lease: timedelta, limits: Limits) -> Admission:
         """Admit a delivery and write what follows. A crash before the commit leaves the row as it was."""
-        with _errors(), self.engine.begin() as connection:
+        with self._transaction() as connection:
             row = _read(connection, delivery.message)
             admission = settlement.admit(
                 row,
@@ -88,7 +83,7 @@ class SqlStore:
                 now=boot_time(),
                 now_ms=_now_ms(),
                 lease=lease,
-                holder_gone=row is not None and row.holder is not None and is_gone(row.holder),
+                holder_gone=row is not None and row.holder is not None and _is_dead(row.holder),
                 limits=limits,
                 decision=uuid.uuid4().hex,
             )
@@ -98,7 +93,7 @@ class SqlStore:
 
     def complete(self, message: MessageId, row: Row, result: str | None) -> None:
         """Mark the message done. After the commit it is done for ever; before it, the lease stands."""
-        with _errors(), self.engine.begin() as connection:
+        with self._transaction() as connection:
             _complete(connection, message, row, result)
 
     def decide_waiting(self, message: MessageId, row: Row, *, due_ms: int, failure: Failure) -> Row:
@@ -113,7 +108,7 @@ class SqlStore:
         )
 
     def _replace(self, message: MessageId, row: Row, decided: Row) -> Row:
-        with _errors(), self.engine.begin() as connection:
+        with self._transaction() as connection:
             _compare_and_set(connection, message, row, to_columns(decided, _now_ms()))
         return decided
 
@@ -124,20 +119,17 @@ class SqlStore:
             .where(messages.c.message == str(message), messages.c.decision == decision)
             .values(sent=1)
         )
-        with _errors(), self.engine.begin() as connection:
+        with self._transaction() as connection:
             return connection.execute(statement).rowcount == 1
 
     def renew(self, holders: Collection[str], lease: timedelta) -> None:
         """Extend the leases of these holders in one statement; those that hold nothing are no matter."""
         if not holders:
             return
-        statement = (
-            update(messages)
-            .where(messages.c.holder.in_(holders), messages.c.state == State.LEASED.value)
-            .values(expires=boot_time() + lease.total_seconds())
-        )
-        with _errors(), self.engine.begin() as connection:
-            connection.execute(statement)
+        held = update(messages).where(messages.c.holder.in_(holders), messages.c.state == State.LEASED.value)
+        with self._transaction() as connection:
+            # Counted from here: another writer may have kept us waiting for the lock.
+            connection.execute(held.values(expires=boot_time() + lease.total_seconds()))
 
     def end_crashed(self, holder: str) -> bool:
         """Count a crash and end the lease, in one transaction; nothing when the message is done."""
@@ -149,7 +141,7 @@ class SqlStore:
 
     def _end(self, holder: str, transition: Callable[[Row], Row]) -> bool:
         held = select(messages).where(messages.c.holder == holder, messages.c.state == State.LEASED.value)
-        with _errors(), self.engine.begin() as connection:
+        with self._transaction() as connection:
             found = connection.execute(held).mappings().one_or_none()
             if found is None:
                 return False
@@ -164,23 +156,31 @@ class SqlStore:
     ) -> Iterator[SqlWork]:
         """Open a transaction for business rows; on exit the done record is written and all commits.
 
+        Every other writer of a SQLite file waits meanwhile, the renewal of leases too: keep it shorter
+        than the lease. What the business rows violate is raised as it is, for the task's retry policy.
+
         Raises:
             LeaseLost: Somebody took the message over; everything is rolled back.
         """
-        with self.engine.connect() as connection, Session(bind=connection) as session:
+        with self._gate.open(), self._connected() as connection, Session(bind=connection) as session:
             with _errors():
                 connection.begin()
             work = SqlWork(connection, session)
             yield work
+            session.flush()
+            result = encode(work.result)
             with _errors():
-                session.flush()
                 # Last before COMMIT: the row's lock is held for as short a time as can be.
-                _complete(connection, message, row, encode(work.result))
+                _complete(connection, message, row, result)
                 connection.commit()
+
+    def _connected(self) -> Connection:
+        with _errors():
+            return self.engine.connect()
 
     def read(self, message: MessageId) -> Row | None:
         """Return a message's row."""
-        with _errors(), self.engine.connect() as connection:
+        with self._gate.open(), _errors(), self.engine.connect() as connection:
             return _read(connection, message)
 
 
@@ -201,7 +201,7 @@ class UnguardedStore(SqlStore):
         admission = super().acquire(delivery, lease=lease, limits=limits)
         if isinstance(admission, Run):
             return admission
-        with self.engine.begin() as connection:
+        with self._transaction() as connection:
             row = _read(connection, delivery.message)
             again = Row(
                 state=State.LEASED,
@@ -212,6 +212,27 @@ class UnguardedStore(SqlStore):
             )
             _write(connection, delivery.message, again)
             return Run(again)
+
+
+def _file_url(url: str) -> URL:
+    """Return the URL with its path made absolute, if it names an SQLite file."""
+    try:
+        parsed = make_url(url)
+    except ArgumentError as exc:
+        raise ConfigurationError("the store is no database URL: use sqlite:///PATH") from exc
+    path = parsed.database or ":memory:"
+    # A file URI can name a database in memory, and its path would need rules of its own.
+    if parsed.drivername not in _DRIVERS or path.startswith((":memory:", "file:")):
+        raise ConfigurationError(
+            f"the store {parsed.render_as_string(hide_password=True)!r} is not supported: "
+            "use sqlite:///PATH with a file that all workers of the host can reach"
+        )
+    return parsed.set(database=os.path.abspath(path))  # noqa: PTH100 - resolves no links
+
+
+def _is_dead(holder: str) -> bool:
+    """Whether a holder cannot be alive: an SQLite file serves one host, so another boot's are all dead."""
+    return is_gone(holder) or is_of_another_boot(holder)
 
 
 def _read(connection: Connection, message: MessageId) -> Row | None:
@@ -258,13 +279,16 @@ def _errors() -> Iterator[None]:
     """Turn the database's failures into ours."""
     try:
         yield
+    except IntegrityError:
+        # A constraint of business rows that is checked at COMMIT: the task's error, not the store's.
+        raise
     except DBAPIError as exc:
         raise StoreUnavailable(f"the store failed: {exc.orig}") from exc
     except SQLAlchemyError as exc:
         raise StoreUnavailable(f"the store failed: {exc}") from exc
 
 
-def _sqlite_engine(url: Any) -> Engine:
+def _sqlite_engine(url: URL) -> Engine:
     engine = create_engine(url, connect_args={"timeout": LOCK_PATIENCE.total_seconds()})
 
     @event.listens_for(engine, "connect")

@@ -37,7 +37,7 @@ class LeaseKeeper:
     def add(self, holder: str, pid: int) -> None:
         """Renew this holder's lease from now on, while process ``pid`` runs."""
         self._held[holder] = pid
-        if self._thread is None:
+        if self._thread is None or not self._thread.is_alive():
             self._thread = threading.Thread(target=self._keep, name="unlost-leases", daemon=True)
             self._thread.start()
 

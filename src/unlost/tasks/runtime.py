@@ -13,9 +13,9 @@ from celery import Celery
 
 from unlost.broker.publisher import Publisher
 from unlost.config import Settings
-from unlost.core.ports import Ledger
 from unlost.core.retry import RetryPolicy
 from unlost.errors import ConfigurationError
+from unlost.idempotency.sql import SqlStore
 from unlost.tasks.leases import LeaseKeeper
 from unlost.topology.model import Topology
 
@@ -36,7 +36,7 @@ class Runtime:
 
     settings: Settings
     topology: Topology
-    ledger: Ledger
+    ledger: SqlStore
     publisher: Publisher
     retries: RetryPolicy
     leases: LeaseKeeper

@@ -89,6 +89,8 @@ class ReliableTask(Task):
         """Run the body: under settlement when a worker's tracer calls, else as a plain call."""
         attempt = self._current if has_runtime(self.app) else None
         if attempt is None or attempt.entered:
+            if self.payload is not None:
+                args, kwargs = (self.to_payload(args, kwargs),), {}
             return super().__call__(*args, **kwargs)
         attempt.entered = True
         return perform(self, self._runtime, attempt, args, kwargs)

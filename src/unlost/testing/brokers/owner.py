@@ -26,10 +26,12 @@ def is_gone(name: str) -> bool:
     if place != _place():
         return False
     try:
-        difference = psutil.Process(int(pid)).create_time() - float(started)
+        process = psutil.Process(int(pid))
+        difference = abs(process.create_time() - float(started))
+        ended = process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
-    return abs(difference) > _CLOCK_CORRECTION.total_seconds()
+    return ended or difference > _CLOCK_CORRECTION.total_seconds()
 
 
 def _place() -> str:

@@ -1,0 +1,42 @@
+# Everything sets itself up: the environment in .venv, and a RabbitMQ from Docker, apt-get or UNLOST_BROKER_URL.
+VENV ?= .venv
+READY := $(VENV)/.installed
+BIN := $(VENV)/bin
+
+.PHONY: demo demo-plain test check lock image broker clean help
+
+help: ## Say what there is.
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:[^#]*## /\t/' | expand -t 14
+
+$(READY): pyproject.toml constraints.txt
+	@scripts/make-venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+broker:
+	@scripts/provide-broker
+
+demo: $(READY) broker ## Kill workers and the broker under load; exit 0 when nothing was lost or done twice.
+	@$(BIN)/unlost demo $(ARGS)
+
+demo-plain: $(READY) broker ## The same load and kills on plain Celery.
+	@$(BIN)/unlost demo --plain $(ARGS)
+
+test: $(READY) broker ## Run all tests; what needs a broker runs on every one that can be had.
+	@$(BIN)/pytest $(ARGS)
+
+check: $(READY) ## Lint, types and layers only.
+	@$(BIN)/pytest tests/unit/test_architecture.py $(ARGS)
+
+image: ## Build the RabbitMQ image from Debian packages; VERSION=4.3, 4.0 or 3.10.
+	@rabbitmq/image/build $(VERSION)
+
+lock: ## Write constraints.txt anew from the newest releases.
+	@rm -rf $(VENV)-lock && scripts/make-venv $(VENV)-lock
+	@$(VENV)-lock/bin/python -m pip install --quiet -e '.[dev]'
+	@echo '# The versions that this tree is built and tested with; `make lock` writes them anew.' > constraints.txt
+	@$(VENV)-lock/bin/python -m pip freeze --exclude-editable >> constraints.txt
+	@rm -rf $(VENV)-lock
+
+clean: ## Remove the environment and caches.
+	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,93 @@
+"""What passes for a task message, and how each defect is named."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from unlost.core.envelope import MAX_NAME_BYTES, problem_of_body, problem_of_headers
+
+GOOD: dict[str, Any] = {"task": "shop.charge", "id": "m"}
+
+
+@pytest.mark.parametrize("headers", [None, [], "task", 7])
+def test_headers_must_be_a_mapping(headers: Any) -> None:
+    """Headers of another shape are named as such."""
+    assert problem_of_headers(headers) == "the headers are no mapping"
+
+
+@pytest.mark.parametrize("name", ["task", "id"])
+@pytest.mark.parametrize("value", [None, "", 7, b"m", ["m"]])
+def test_task_and_id_must_be_text(name: str, value: Any) -> None:
+    """A missing, empty or foreign task name or id is named."""
+    assert problem_of_headers({**GOOD, name: value}) == f"header {name!r} is missing or no text"
+    assert problem_of_headers({k: v for k, v in GOOD.items() if k != name}) is not None
+
+
+@pytest.mark.parametrize("name", ["task", "id"])
+@pytest.mark.parametrize("value", ["m" * (MAX_NAME_BYTES + 1), "ü" * (MAX_NAME_BYTES // 2 + 1), "\ud800"])
+def test_task_and_id_must_fit_the_ledger(name: str, value: str) -> None:
+    """A name that neither the ledger nor the AMQP message id can hold is named."""
+    problem = problem_of_headers({**GOOD, name: value})
+
+    assert problem == f"header {name!r} is longer than {MAX_NAME_BYTES} bytes or not UTF-8"
+
+
+@pytest.mark.parametrize("name", ["retries", "replaced_task_nesting"])
+@pytest.mark.parametrize("value", [None, "1", 1.0, True])
+def test_counters_must_be_integers(name: str, value: Any) -> None:
+    """A counter of another type is named."""
+    assert problem_of_headers({**GOOD, name: value}) == f"header {name!r} is no integer"
+
+
+@pytest.mark.parametrize("value", [[60], [60, 50, 40], "60", 60, ["60", "50"], [60, "50"], [True, None], {}])
+def test_time_limits_must_be_a_pair_of_numbers(value: Any) -> None:
+    """Time limits that would stop the worker are named."""
+    assert problem_of_headers({**GOOD, "timelimit": value}) == "header 'timelimit' is not a pair of numbers"
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"task": "t" * MAX_NAME_BYTES, "id": "ü" * (MAX_NAME_BYTES // 2)},
+        {"retries": 0, "replaced_task_nesting": 3},
+        {"retries": -1},
+        {"timelimit": None},
+        {"timelimit": [None, None]},
+        {"timelimit": (60, 50.5)},
+        {"stranger": object()},
+    ],
+)
+def test_sound_headers_pass(more: dict[str, Any]) -> None:
+    """Whatever Celery itself sends has no problem."""
+    assert problem_of_headers({**GOOD, **more}) is None
+
+
+@pytest.mark.parametrize(
+    ("payload", "problem"),
+    [
+        (None, "the body is not [args, kwargs, embed]"),
+        ({}, "the body is not [args, kwargs, embed]"),
+        ("abc", "the body is not [args, kwargs, embed]"),
+        ([[], {}], "the body is not [args, kwargs, embed]"),
+        ([[], {}, {}, {}], "the body is not [args, kwargs, embed]"),
+        (["args", {}, {}], "args are no list"),
+        ([{}, {}, {}], "args are no list"),
+        ([[], [], {}], "kwargs are no mapping"),
+        ([[], None, {}], "kwargs are no mapping"),
+        ([[], {}, []], "embed is no mapping"),
+    ],
+)
+def test_malformed_bodies_are_named(payload: Any, problem: str) -> None:
+    """Each part of the triple that has another shape is named."""
+    assert problem_of_body(payload) == problem
+
+
+@pytest.mark.parametrize(
+    "payload", [[[], {}, {}], ((), {}, None), [[1], {"a": 1}, {"callbacks": None}], [(1,), {}, {}]]
+)
+def test_sound_bodies_pass(payload: Any) -> None:
+    """Lists or tuples, with or without an embed, are task protocol 2."""
+    assert problem_of_body(payload) is None
