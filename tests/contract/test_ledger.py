@@ -6,18 +6,19 @@ import os
 import signal
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import event, text
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from tests.support.ledgers import (
     FIRST,
     LEASE,
-    LIMITS,
     MESSAGE,
     BootClock,
     acquire,
@@ -28,16 +29,28 @@ from tests.support.ledgers import (
     payments,
     race,
 )
+from tests.support.processes import PATIENCE
 from unlost.core.headers import Failure
 from unlost.core.ids import Generation, MessageId
 from unlost.core.settlement import AlreadyDone, Delivery, Held, Limits, Resend, Row, Run, State, Superseded
-from unlost.errors import ConfigurationError, LeaseLost, StoreUnavailable
+from unlost.errors import ConfigurationError, LeaseLost, StoreError, StoreUnavailable
 from unlost.idempotency import sql
-from unlost.idempotency.holder import make_holder
 from unlost.idempotency.sql import SqlStore
 
 FAILURE = Failure("retry", "shop.Timeout", "slow \ud800 ü", "Traceback", "host:1", 7)
 REDRIVEN = Generation(1, 1)
+
+
+class Base(DeclarativeBase):
+    """The business tables."""
+
+
+class Payment(Base):
+    """A business row."""
+
+    __tablename__ = "payments"
+    id: Mapped[int] = mapped_column("rowid", primary_key=True)
+    amount: Mapped[int]
 
 
 @pytest.fixture
@@ -420,34 +433,57 @@ def test_a_commit_inside_commits_nothing_early(store: SqlStore) -> None:
     assert read(store) == row
 
 
-def test_a_rollback_inside_never_completes(store: SqlStore) -> None:
-    """``session.rollback()`` in a body gives the unit up: it does not end as done without its rows."""
+@pytest.mark.parametrize("end", ["session.rollback", "connection.rollback"])
+def test_a_rollback_inside_never_completes(store: SqlStore, end: str) -> None:
+    """A body that rolls back and goes on is an error: it does not end as done without its rows."""
     row = granted(store)
 
-    with pytest.raises(StoreUnavailable), store.unit_of_work(MESSAGE, row, str) as work:
+    with pytest.raises(StoreError, match="begin_nested"), store.unit_of_work(MESSAGE, row, str) as work:
         pay(work)
-        work.session.rollback()
+        attrgetter(end)(work)()
+        pay(work, 6)
 
     assert payments(store) == []
     assert read(store) == row
 
 
-@pytest.mark.parametrize("deferred", [False, True], ids=["at once", "at commit"])
-def test_a_violated_constraint_is_the_tasks_error(store: SqlStore, deferred: bool) -> None:
+def test_a_part_may_be_rolled_back(store: SqlStore) -> None:
+    """A savepoint that fails takes only its own rows with it."""
+    with store.unit_of_work(MESSAGE, granted(store), str) as work:
+        pay(work)
+        with pytest.raises(IntegrityError), work.session.begin_nested():
+            pay(work)
+        pay(work, 6)
+
+    assert payments(store) == [5, 6]
+    assert read(store).state is State.DONE
+
+
+def test_a_violated_constraint_is_the_tasks_error(store: SqlStore) -> None:
     """What business rows violate is not the store's failure, so the task's retry policy decides."""
+    row = granted(store)
+
+    with pytest.raises(IntegrityError), store.unit_of_work(MESSAGE, row, str) as work:
+        work.session.add_all([Payment(id=1, amount=5), Payment(id=2, amount=5)])
+
+    assert payments(store) == []
+    assert read(store) == row
+
+
+def test_a_constraint_violated_at_commit_is_too(store: SqlStore) -> None:
+    """A deferred constraint shows at COMMIT and undoes the done record as well."""
     row = granted(store)
     with store.engine.begin() as connection:
         connection.execute(
-            text("CREATE TABLE refunds (of INTEGER REFERENCES payments(amount) DEFERRABLE INITIALLY DEFERRED)")
+            text("CREATE TABLE refunds (of REFERENCES payments(amount) DEFERRABLE INITIALLY DEFERRED)")
         )
+    event.listen(
+        store.engine, "checkout", lambda connection, *_: connection.execute("PRAGMA foreign_keys=ON")
+    )
 
     with pytest.raises(IntegrityError), store.unit_of_work(MESSAGE, row, str) as work:
-        pay(work)
-        if deferred:
-            work.session.execute(text("PRAGMA defer_foreign_keys=ON"))
-        pay(work)
+        work.session.execute(text("INSERT INTO refunds VALUES (7)"))
 
-    assert payments(store) == []
     assert read(store) == row
 
 
@@ -468,19 +504,61 @@ def test_a_killed_process_leaves_no_row(store: SqlStore, path: Path) -> None:
     assert (row.lost, row.crashes) == (1, 0)
 
 
-def test_a_fork_opens_its_own_engine(store: SqlStore) -> None:
-    """A forked child does not touch its parent's connections, and the parent goes on with them."""
-    engine = store.engine
-    granted(store)
+def test_a_fork_shares_no_connection(store: SqlStore) -> None:
+    """A forked child sees the ledger through connections of its own, and the parent goes on with its."""
+    row = granted(store)
+    parents = open_files(store)
+    assert parents
+
     pid = os.fork()
     if pid == 0:
-        own = store.engine is not engine and isinstance(acquire(store), Held)
-        os._exit(0 if own else 1)
+        os._exit(_exit_code(lambda: not open_files(store) and isinstance(acquire(store), Held)))
     _, status = os.waitpid(pid, 0)
 
     assert os.waitstatus_to_exitcode(status) == 0
-    assert store.engine is engine
-    assert isinstance(acquire(store), Held)
+    assert read(store) == row
+
+
+def open_files(store: SqlStore) -> list[str]:
+    """Return the descriptors of this process that are open on the store's file."""
+    return [
+        entry.name
+        for entry in Path("/proc/self/fd").iterdir()
+        if entry.exists() and str(store.engine.url.database) in str(entry.readlink())
+    ]
+
+
+def _exit_code(holds: Callable[[], bool]) -> int:
+    """Return what a child exits with; an exception must not climb into its copy of the test run."""
+    try:
+        return 0 if holds() else 1
+    except BaseException:  # noqa: BLE001
+        return 2
+
+
+def test_a_fork_waits_for_a_transaction(store: SqlStore, path: Path) -> None:
+    """A fork during another thread's transaction waits for its end, so the child inherits no lock."""
+    row, inside, done = granted(store), threading.Event(), threading.Event()
+
+    def work() -> None:
+        with store.unit_of_work(MESSAGE, row, str) as unit:
+            pay(unit)
+            inside.set()
+            done.wait(PATIENCE.total_seconds())
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    inside.wait(PATIENCE.total_seconds())
+    end = threading.Timer(0.2, done.set)
+    end.start()
+    pid = os.fork()
+    if pid == 0:
+        os._exit(_exit_code(lambda: payments(store) == [5] and isinstance(acquire(store), AlreadyDone)))
+    _, status = os.waitpid(pid, 0)
+    worker.join()
+    end.join()
+
+    assert os.waitstatus_to_exitcode(status) == 0
 
 
 def test_a_locked_store_is_waited_for(store: SqlStore, path: Path) -> None:
@@ -582,12 +660,3 @@ def test_a_relative_path_is_fixed_at_once(tmp_path: Path, monkeypatch: pytest.Mo
 
     assert (tmp_path / "ledger.sqlite").exists()
     assert str(tmp_path) in repr(store)
-
-
-def test_limits_and_holders_fit_together(store: SqlStore) -> None:
-    """A real holder of this process is alive in the store's eyes, whatever the clock says of others."""
-    granted(store, holder=make_holder())
-
-    assert isinstance(store.acquire(
-        Delivery(message=MESSAGE, generation=FIRST, holder=make_holder()), lease=LEASE, limits=LIMITS
-    ), Held)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import socket
 import subprocess
 import sys
@@ -54,18 +55,20 @@ def queue(vhost: Vhost) -> str:
     return QUEUE
 
 
-def close_connections(vhost: Vhost, count: int) -> None:
-    """Have the broker close all ``count`` connections of a vhost; they are listed some seconds late."""
+def close_connections(vhost: Vhost, publishing: Publisher) -> None:
+    """Have the broker close all connections of a publisher, and wait until each has heard of it."""
+    sockets = [link._connection.sock for link in publishing._pool._idle]
     with Management(vhost.management_url, vhost.name) as management:
 
         def names() -> list[str]:
             found = management._json("GET", management._path("vhosts") + "/connections")
             return [each["name"] for each in found if each.get("name")]
 
-        wait_until(lambda: len(names()) == count, PATIENCE, f"{count} connections are listed", why_not=names)
+        # They are listed some seconds after they opened.
+        wait_until(lambda: len(names()) == len(sockets), PATIENCE, "all are listed", why_not=names)
         for name in names():
             management._request("DELETE", f"connections/{name}")
-        wait_until(lambda: not names(), PATIENCE, "the connections are closed")
+    wait_until(lambda: len(select.select(sockets, [], [], 0)[0]) == len(sockets), PATIENCE, "all are closed")
 
 
 def test_a_publish_that_returned_is_in_its_queue(vhost: Vhost, queue: str) -> None:
@@ -390,7 +393,7 @@ def test_connections_that_the_broker_closed_cast_no_doubt(vhost: Vhost, queue: s
 
             for each in [threads.submit(publish_together) for _ in range(20)]:
                 each.result()
-        close_connections(vhost, len(publishing._pool._idle))
+        close_connections(vhost, publishing)
         sent, began = message(), time.monotonic()
         publishing.publish(sent)
         assert elapsed(began) < 3

@@ -112,7 +112,9 @@ def on_the_wire(headers: dict[str, Any]) -> int:
 def test_a_letter_fits_its_budget(character: str, length: int) -> None:
     """However much an exception says, and in whatever script, the headers stay within 32 KiB."""
     text = character * length
-    letter = h.letter({**OWN, "x-note": "n" * 8000}, Generation(0, 2), Failure("permanent", text, text, text, text))
+    letter = h.letter(
+        {**OWN, "x-note": "n" * 8000}, Generation(0, 2), Failure("permanent", text, text, text, text)
+    )
 
     assert on_the_wire(letter) <= h.LETTER_BUDGET
     for name in (h.DEATH_EXCEPTION_TYPE, h.DEATH_EXCEPTION, h.DEATH_TRACEBACK, h.DEATH_WORKER):

@@ -143,7 +143,12 @@ def test_an_ended_lease_is_no_takeover(end: object) -> None:
 
 @pytest.mark.parametrize(
     ("row", "delivery", "later"),
-    [(FIRST, SECOND, SECOND), (SECOND, FIRST, SECOND), (SECOND, SECOND, SECOND), (REDRIVEN, SECOND, REDRIVEN)],
+    [
+        (FIRST, SECOND, SECOND),
+        (SECOND, FIRST, SECOND),
+        (SECOND, SECOND, SECOND),
+        (REDRIVEN, SECOND, REDRIVEN),
+    ],
 )
 def test_takeover_runs_as_the_later(row: Generation, delivery: Generation, later: Generation) -> None:
     """An old copy that takes over goes on where the message stands."""

@@ -28,7 +28,7 @@ from unlost.core.clock import boot_time
 from unlost.core.headers import Failure
 from unlost.core.ids import MessageId
 from unlost.core.settlement import Admission, Delivery, Limits, Resend, Row, Run, State
-from unlost.errors import ConfigurationError, LeaseLost, StoreUnavailable
+from unlost.errors import ConfigurationError, LeaseLost, StoreError, StoreUnavailable
 from unlost.idempotency.forkgate import ForkGate
 from unlost.idempotency.holder import is_gone, is_of_another_boot
 from unlost.idempotency.schema import SCHEMA_VERSION, from_columns, messages, metadata, to_columns, versions
@@ -161,14 +161,20 @@ class SqlStore:
 
         Raises:
             LeaseLost: Somebody took the message over; everything is rolled back.
+            StoreError: The body ended the transaction itself; it is not marked done without its rows.
         """
         with self._gate.open(), self._connected() as connection, Session(bind=connection) as session:
             with _errors():
-                connection.begin()
+                transaction = connection.begin()
             work = SqlWork(connection, session)
             yield work
             session.flush()
             result = encode(work.result)
+            if not transaction.is_active:
+                raise StoreError(
+                    f"{message}: its unit of work was rolled back or committed inside its block, so it cannot "
+                    "end as done: leave that to the block, and use session.begin_nested() for what may fail"
+                )
             with _errors():
                 # Last before COMMIT: the row's lock is held for as short a time as can be.
                 _complete(connection, message, row, result)
