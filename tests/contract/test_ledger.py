@@ -315,11 +315,14 @@ def test_renewal_counts_from_when_the_lock_was_had(store: SqlStore, clock: BootC
     writer = sqlite3.connect(path, isolation_level=None)
     writer.execute("BEGIN IMMEDIATE")
     waiting = threading.Event()
-    connection = store.engine.connect()
-    connection.close()
-    renewal = threading.Thread(target=lambda: (waiting.set(), store.renew(["me"], LEASE)))
+
+    def renew() -> None:
+        waiting.set()
+        store.renew(["me"], LEASE)
+
+    renewal = threading.Thread(target=renew)
     renewal.start()
-    waiting.wait()
+    waiting.wait(PATIENCE.total_seconds())
     clock.seconds += 14
     writer.execute("ROLLBACK")
     writer.close()
@@ -385,9 +388,13 @@ def test_an_exception_rolls_all_back(store: SqlStore) -> None:
     """A body that raises leaves no row, and the lease as it was."""
     row = granted(store)
 
-    with pytest.raises(ValueError, match="no"), store.unit_of_work(MESSAGE, row, str) as work:
-        pay(work)
-        raise ValueError("no")
+    def body() -> None:
+        with store.unit_of_work(MESSAGE, row, str) as work:
+            pay(work)
+            raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        body()
 
     assert payments(store) == []
     assert read(store) == row
@@ -424,10 +431,14 @@ def test_a_commit_inside_commits_nothing_early(store: SqlStore) -> None:
     """``session.commit()`` in a body is harmless: only the end of the block commits."""
     row = granted(store)
 
-    with pytest.raises(ValueError, match="late"), store.unit_of_work(MESSAGE, row, str) as work:
-        pay(work)
-        work.session.commit()
-        raise ValueError("late")
+    def body() -> None:
+        with store.unit_of_work(MESSAGE, row, str) as work:
+            pay(work)
+            work.session.commit()
+            raise ValueError("late")
+
+    with pytest.raises(ValueError, match="late"):
+        body()
 
     assert payments(store) == []
     assert read(store) == row
@@ -438,10 +449,14 @@ def test_a_rollback_inside_never_completes(store: SqlStore, end: str) -> None:
     """A body that rolls back and goes on is an error: it does not end as done without its rows."""
     row = granted(store)
 
-    with pytest.raises(StoreError, match="begin_nested"), store.unit_of_work(MESSAGE, row, str) as work:
-        pay(work)
-        attrgetter(end)(work)()
-        pay(work, 6)
+    def body() -> None:
+        with store.unit_of_work(MESSAGE, row, str) as work:
+            pay(work)
+            attrgetter(end)(work)()
+            pay(work, 6)
+
+    with pytest.raises(StoreError, match="begin_nested"):
+        body()
 
     assert payments(store) == []
     assert read(store) == row
@@ -470,8 +485,8 @@ def test_a_violated_constraint_is_the_tasks_error(store: SqlStore) -> None:
     assert read(store) == row
 
 
-def test_a_constraint_violated_at_commit_is_too(store: SqlStore) -> None:
-    """A deferred constraint shows at COMMIT and undoes the done record as well."""
+def test_a_commit_that_fails_is_rolled_back(store: SqlStore, path: Path) -> None:
+    """A deferred constraint shows at COMMIT, undoes the done record as well, and leaves no lock behind."""
     row = granted(store)
     with store.engine.begin() as connection:
         connection.execute(
@@ -485,6 +500,9 @@ def test_a_constraint_violated_at_commit_is_too(store: SqlStore) -> None:
         work.session.execute(text("INSERT INTO refunds VALUES (7)"))
 
     assert read(store) == row
+    other = sqlite3.connect(path, timeout=0)
+    other.execute("BEGIN IMMEDIATE")
+    other.close()
 
 
 # --- processes

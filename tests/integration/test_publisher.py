@@ -81,7 +81,8 @@ def test_a_publish_that_returned_is_in_its_queue(vhost: Vhost, queue: str) -> No
     assert found.properties["message_id"] == sent.message_id
     assert found.properties["delivery_mode"] == 2
     assert found.properties["priority"] == 0
-    assert found.headers == {"task": "t", "n": 1}
+    # RabbitMQ before 4.0 adds a count of deliveries.
+    assert found.headers.items() >= {"task": "t", "n": 1}.items()
 
 
 @pytest.mark.parametrize("size", [0, 1, 131_064, 1_000_000])

@@ -131,12 +131,12 @@ def test_the_callers_correlation_id_is_inherited(vhost: Vhost, pay: Any) -> None
 
 def test_a_callers_own_headers_travel_and_cannot_pose_as_ours(vhost: Vhost, pay: Any) -> None:
     """Own headers are kept; ours are not overwritten, and the broker's are dropped."""
-    forged = {"tenant": "acme", h.ATTEMPT: 99, h.REDRIVES: 9, "x-delivery-count": 77, h.HOLDER: "me"}
+    forged = {"tenant": "acme", h.ATTEMPT: 99, h.REDRIVES: 9, "x-first-death-queue": "q", h.HOLDER: "me"}
     pay.apply_async(kwargs={"order_id": 1}, headers=forged)
     found = only(vhost)
     assert_first_publish(found, task="shop.pay")
     assert found.headers["tenant"] == "acme"
-    assert "x-delivery-count" not in found.headers
+    assert "x-first-death-queue" not in found.headers
     assert h.HOLDER not in found.headers
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from sqlalchemy import text
 
+from tests.support.processes import PATIENCE
 from unlost.core.ids import Generation, MessageId
 from unlost.core.settlement import Admission, Delivery, Limits, Row, Run
 from unlost.idempotency.holder import make_holder
@@ -35,6 +36,7 @@ class BootClock:
         self.seconds = 1000.0
 
     def __call__(self) -> float:
+        """Return the time."""
         return self.seconds
 
 
@@ -65,8 +67,7 @@ def acquire(
 def granted(store: SqlStore, message: MessageId = MESSAGE, **more: Any) -> Row:
     """Acquire, and return the lease that must have been granted."""
     admission = acquire(store, message, **more)
-    if not isinstance(admission, Run):
-        raise AssertionError(f"not granted: {admission}")
+    assert isinstance(admission, Run), admission
     return admission.row
 
 
@@ -86,25 +87,26 @@ def race(path: Path, processes: int, messages: int) -> list[int]:
     start = SPAWN.Barrier(processes)
     pipes = [SPAWN.Pipe(duplex=False) for _ in range(processes)]
     workers = [SPAWN.Process(target=_acquire_all, args=(path, messages, start, there)) for _, there in pipes]
-    for worker in workers:
+    for worker, (_, there) in zip(workers, pipes, strict=True):
         worker.start()
+        # A worker that fails closes the last copy, which ends the wait for what it would have sent.
+        there.close()
     grants = [here.recv() for here, _ in pipes]
     for worker in workers:
         worker.join()
-    for here, there in pipes:
+    for here, _ in pipes:
         here.close()
-        there.close()
     return [sum(of_message) for of_message in zip(*grants, strict=True)]
 
 
 def _acquire_all(path: Path, messages: int, start: Barrier, grants: Any) -> None:
     store = SqlStore(f"sqlite:///{path}")
-    start.wait()
+    start.wait(PATIENCE.total_seconds())
     store.create_schema()
     names = [MessageId("shop.charge", str(number)) for number in range(messages)]
     grants.send([isinstance(acquire(store, name), Run) for name in names])
     # Stay: what a dead process was granted may be taken over at once.
-    start.wait()
+    start.wait(PATIENCE.total_seconds())
 
 
 def die_in_unit_of_work(path: Path) -> int:

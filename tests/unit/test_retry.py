@@ -58,7 +58,7 @@ STOPS = st.recursive(
 
 def in_process(wait: wait_base, stop: stop_base, lasts: list[float]) -> list[float]:
     """Return the sleeps of tenacity itself over attempts that last so long and all fail."""
-    now, sleeps = [0.0], []
+    now, sleeps = [0.0], list[float]()
 
     def sleep(seconds: float) -> None:
         sleeps.append(seconds)
@@ -77,7 +77,7 @@ def in_process(wait: wait_base, stop: stop_base, lasts: list[float]) -> list[flo
 def across_deliveries(wait: wait_base, stop: stop_base, lasts: list[float]) -> list[float]:
     """Return the delays of a policy whose every attempt is another delivery."""
     policy = RetryPolicy(wait=wait, stop=stop | stop_after_attempt(MOST_ATTEMPTS))
-    now, delays = 0.0, []
+    now, delays = 0.0, list[float]()
     for attempt, lasted in enumerate(lasts, start=1):
         now += lasted
         verdict = policy.decide(OSError(), attempt=attempt, since_start=timedelta(seconds=now))

@@ -217,10 +217,10 @@ def test_redrive_overtakes_a_waiting_retry() -> None:
 # --- poison
 
 
-@pytest.mark.parametrize("changes", [{"crashes": 3}, {"lost": 20}])
-def test_poison_is_decided_dead(changes: dict[str, int]) -> None:
+@pytest.mark.parametrize(("crashes", "lost"), [(3, 0), (0, 20)])
+def test_poison_is_decided_dead(crashes: int, lost: int) -> None:
     """A message that took down enough processes is decided dead instead of run."""
-    row = leased(holder=None, **changes)
+    row = leased(holder=None, crashes=crashes, lost=lost)
 
     admission = arrive(row, SECOND)
 
@@ -234,10 +234,10 @@ def test_poison_is_decided_dead(changes: dict[str, int]) -> None:
     assert poisoned.failure.reason == "poison"
 
 
-@pytest.mark.parametrize("changes", [{"crashes": 2}, {"lost": 19}])
-def test_one_less_than_poison_runs(changes: dict[str, int]) -> None:
+@pytest.mark.parametrize(("crashes", "lost"), [(2, 0), (0, 19)])
+def test_one_less_than_poison_runs(crashes: int, lost: int) -> None:
     """The limit itself is the first that is not run."""
-    assert isinstance(arrive(leased(holder=None, **changes)), Run)
+    assert isinstance(arrive(leased(holder=None, crashes=crashes, lost=lost)), Run)
 
 
 def test_the_last_takeover_poisons() -> None:

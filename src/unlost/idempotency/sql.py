@@ -10,6 +10,7 @@ a lease of an earlier boot is known to be dead by the boot id in its holder.
 from __future__ import annotations
 
 import os
+import sqlite3
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterator
@@ -22,6 +23,7 @@ from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import Session
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random
 
 from unlost.core import settlement
 from unlost.core.clock import boot_time
@@ -172,13 +174,14 @@ class SqlStore:
             result = encode(work.result)
             if not transaction.is_active:
                 raise StoreError(
-                    f"{message}: its unit of work was rolled back or committed inside its block, so it cannot "
-                    "end as done: leave that to the block, and use session.begin_nested() for what may fail"
+                    f"{message}: its unit of work was rolled back or committed inside its block, so it "
+                    "cannot end as done: leave that to the block, and use session.begin_nested() for what "
+                    "may fail"
                 )
-            with _errors():
+            # A COMMIT that fails must be rolled back, or the pool gets a connection that holds the lock.
+            with _errors(), transaction:
                 # Last before COMMIT: the row's lock is held for as short a time as can be.
                 _complete(connection, message, row, result)
-                connection.commit()
 
     def _connected(self) -> Connection:
         with _errors():
@@ -301,7 +304,13 @@ def _sqlite_engine(url: URL) -> Engine:
     def _configure(connection: Any, _record: Any) -> None:
         # We begin transactions ourselves (below); sqlite3 must not begin them for us.
         connection.isolation_level = None
-        connection.execute("PRAGMA journal_mode=WAL")
+        # Several first openers of a new file: SQLite refuses all but one at once, without its patience.
+        Retrying(
+            retry=retry_if_exception_type(sqlite3.OperationalError),
+            wait=wait_random(max=0.1),
+            stop=stop_after_delay(LOCK_PATIENCE.total_seconds()),
+            reraise=True,
+        )(connection.execute, "PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
 
     @event.listens_for(engine, "begin")
