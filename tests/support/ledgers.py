@@ -71,6 +71,13 @@ def granted(store: SqlStore, message: MessageId = MESSAGE, **more: Any) -> Row:
     return admission.row
 
 
+def read(store: SqlStore, message: MessageId = MESSAGE) -> Row:
+    """Return a row that must be there."""
+    row = store.read(message)
+    assert row is not None
+    return row
+
+
 def pay(work: Any, amount: int = 5) -> None:
     """Write a business row."""
     work.session.execute(text("INSERT INTO payments VALUES (:amount)"), {"amount": amount})

@@ -15,9 +15,9 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from enum import StrEnum
 from typing import TypeVar
 
+from tests.support.world import PUT_BACK, RESEND, Do, Faults, Protocol, Step, Worker, World, name_of
 from unlost.core import settlement
 from unlost.core.headers import Failure
 from unlost.core.ids import Generation, MessageId
@@ -41,81 +41,6 @@ MAX_WORKERS = 2
 LEASE = timedelta(seconds=1)
 
 T = TypeVar("T")
-
-
-class Do(StrEnum):
-    """What a worker does next with its delivery."""
-
-    BODY = "body"
-    DECIDE = "decide"
-    PUBLISH = "publish"
-    MARK = "mark sent"
-    HOLD = "publish held copy"
-    ACK = "ack"
-
-
-RESEND = (Do.PUBLISH, Do.MARK, Do.ACK)
-PUT_BACK = (Do.HOLD, Do.ACK)
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """The order of settlement and its two checks; each can be broken to see the model find it."""
-
-    on_failure: tuple[Do, ...] = (Do.DECIDE, *RESEND)
-    token_checked: bool = True
-    marked_by_decision: bool = True
-
-
-@dataclass(frozen=True)
-class Faults:
-    """How many faults of each kind may still happen."""
-
-    crash: int = 0
-    unknown: int = 0
-    duplicate: int = 0
-    expiry: int = 0
-    redrive: int = 0
-
-
-@dataclass(frozen=True)
-class Worker:
-    """A delivery in work: its copy's generation, the steps ahead, and the row as this worker knows it."""
-
-    copy: Generation
-    plan: tuple[Do, ...]
-    row: Row | None = None
-
-    def __str__(self) -> str:
-        return _name(self.copy)
-
-
-@dataclass(frozen=True)
-class World:
-    """Everything that exists: broker, workers, ledger; and what an observer has counted."""
-
-    faults: Faults
-    queue: tuple[Generation, ...] = (Generation(0, 1),)
-    workers: tuple[Worker, ...] = ()
-    letters: tuple[Generation, ...] = ()
-    row: Row | None = None
-    effects: int = 0
-    #: Runs of the body minus the recorded crashes, lost and released leases; one for each redrive.
-    runs: tuple[int, ...] = (0,)
-
-    @property
-    def is_quiet(self) -> bool:
-        """Whether nothing is under way any more."""
-        return not self.queue and not self.workers
-
-
-@dataclass(frozen=True)
-class Step:
-    """A transition; a fault is one that a healed system does not make."""
-
-    what: str
-    world: World
-    is_fault: bool = False
 
 
 @dataclass
@@ -220,7 +145,7 @@ class _Model:
 
     def _deliver(self, world: World, copy: Generation) -> Step:
         admission = self._admit(world, copy)
-        what = f"{_name(copy)}: {_describe(admission)}"
+        what = f"{name_of(copy)}: {_describe(admission)}"
         if isinstance(admission, Held):
             return Step(what, _with(world, Worker(copy, PUT_BACK)))
         if isinstance(admission, AlreadyDone | Superseded):
@@ -281,7 +206,7 @@ class _Model:
             return _fenced(world, worker)
         decided = _ending(_known(worker))
         after = replace(worker, plan=worker.plan[1:], row=decided)
-        what = f"{worker}: decide {decided.state} {_name(decided.generation)}"
+        what = f"{worker}: decide {decided.state} {name_of(decided.generation)}"
         return Step(what, _with(replace(world, row=decided), after))
 
     def _is_ours(self, world: World, worker: Worker) -> bool:
@@ -382,7 +307,7 @@ def _duplicate(world: World) -> Iterator[Step]:
         faults = replace(world.faults, duplicate=world.faults.duplicate - 1)
         for copy in dict.fromkeys((*world.queue, *(worker.copy for worker in world.workers))):
             doubled = _queued(replace(world, faults=faults), copy)
-            yield Step(f"{_name(copy)}: delivered twice", doubled, is_fault=True)
+            yield Step(f"{name_of(copy)}: delivered twice", doubled, is_fault=True)
 
 
 def _redrive(world: World) -> Iterator[Step]:
@@ -394,28 +319,24 @@ def _redrive(world: World) -> Iterator[Step]:
         again = Generation(letter.redrives + 1, 1)
         sent = _queued(replace(world, faults=faults), again)
         taken = replace(sent, letters=_without(sent.letters, letter))
-        yield Step(f"letter {_name(letter)}: redriven as {_name(again)}", taken, is_fault=True)
+        yield Step(f"letter {name_of(letter)}: redriven as {name_of(again)}", taken, is_fault=True)
         if faults.crash:
             left = replace(sent, faults=replace(faults, crash=faults.crash - 1))
-            yield Step(f"letter {_name(letter)}: redriven, but left behind", left, is_fault=True)
+            yield Step(f"letter {name_of(letter)}: redriven, but left behind", left, is_fault=True)
 
 
 def _describe(admission: Admission) -> str:
     match admission:
         case Run(row):
-            return f"acquire as {_name(row.generation)}"
+            return f"acquire as {name_of(row.generation)}"
         case Resend(row):
-            return f"{row.state} {_name(row.generation)} not known to be sent"
+            return f"{row.state} {name_of(row.generation)} not known to be sent"
         case AlreadyDone():
             return "already done"
         case Superseded():
             return "superseded"
         case Held():
             return "held"
-
-
-def _name(generation: Generation) -> str:
-    return f"{generation.redrives}.{generation.attempt}"
 
 
 def _queued(world: World, copy: Generation) -> World:

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import socket
 import threading
+from contextlib import suppress
 from typing import Self
 from urllib.parse import urlsplit, urlunsplit
 
 
 class MuteProxy:
-    """Passes connections on to the broker of a URL.
-
-    While muted, open connections carry the client's bytes only; they stay mute afterwards, and new ones
-    are whole.
-    """
+    """Passes connections on to the broker of a URL, and mutes those that are open on demand."""
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
@@ -38,7 +35,7 @@ class MuteProxy:
             each.close()
 
     def mute(self) -> None:
-        """Drop all answers on the connections that are open now."""
+        """Drop all answers on the connections that are open now, for good; later ones are whole."""
         self._muted.update(self._open)
 
     def _accept(self) -> None:
@@ -55,17 +52,15 @@ class MuteProxy:
                 thread.start()
 
     def _pass_on(self, source: socket.socket, sink: socket.socket, answers: bool) -> None:
-        try:
+        # An error on either side ends the connection, as its close does.
+        with suppress(OSError):
             while data := source.recv(65536):
                 if not (answers and source in self._muted):
                     sink.sendall(data)
-        except OSError:
-            pass
         _shut(sink)
 
 
 def _shut(each: socket.socket) -> None:
-    try:
+    # The other side may have closed it long ago.
+    with suppress(OSError):
         each.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        pass

@@ -45,9 +45,10 @@ def publisher(url: str, **options: Any) -> Iterator[Publisher]:
 
 
 def declare_queue(vhost: Vhost, name: str = QUEUE, **arguments: Any) -> None:
-    """Declare a quorum queue, and wait until it has a leader."""
+    """Declare a quorum queue, with arguments such as ``max_length``, and wait until it has a leader."""
+    extra = {f"x-{key.replace('_', '-')}": value for key, value in arguments.items()}
     with Management(vhost.management_url, vhost.name) as management:
-        management.put_queue(Queue(name=name, arguments={"x-queue-type": "quorum", **arguments}))
+        management.put_queue(Queue(name=name, arguments={"x-queue-type": "quorum", **extra}))
         wait_for_leader(management, name)
 
 

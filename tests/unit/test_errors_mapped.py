@@ -98,7 +98,7 @@ class Peer:
     def drain_events(self, timeout: float) -> None:
         """Answer nothing, or fail."""
         self._fail_at(("idle", "announced", "answer")[self._writes])
-        raise TimeoutError
+        raise TimeoutError(f"nothing within {timeout} s")
 
     def collect(self) -> None:
         """Close."""

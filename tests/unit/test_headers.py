@@ -109,11 +109,12 @@ def on_the_wire(headers: dict[str, Any]) -> int:
 
 @pytest.mark.parametrize("character", ["x", "ü", "€", "😀", "\ud800", "\x00"])
 @pytest.mark.parametrize("length", [5_000, 1_000_000])
-def test_a_letter_fits_its_budget(character: str, length: int) -> None:
+@pytest.mark.parametrize("own", [0, 24_000])
+def test_a_letter_fits_its_budget(character: str, length: int, own: int) -> None:
     """However much an exception says, and in whatever script, the headers stay within 32 KiB."""
     text = character * length
     letter = h.letter(
-        {**OWN, "x-note": "n" * 8000}, Generation(0, 2), Failure("permanent", text, text, text, text)
+        {**OWN, "x-note": "n" * own}, Generation(0, 2), Failure("permanent", text, text, text, text)
     )
 
     assert on_the_wire(letter) <= h.LETTER_BUDGET

@@ -108,12 +108,15 @@ def test_a_foreign_holder_is_not_gone(holder: str) -> None:
     assert not is_gone(holder)
 
 
-def test_what_cannot_be_read_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("unreadable", [{"stat"}, {"boot_id"}, {"stat", "boot_id"}], ids=str)
+def test_what_cannot_be_read_proves_nothing(unreadable: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """A process without a free file descriptor must not take its neighbours for dead."""
-    before = make_holder()
+    before, read = make_holder(), Path.read_text
 
-    def no_descriptor(_path: Path) -> str:
-        raise OSError(errno.EMFILE, "Too many open files")
+    def no_descriptor(path: Path) -> str:
+        if path.name in unreadable:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return read(path)
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "read_text", no_descriptor)

@@ -110,7 +110,7 @@ def test_a_refused_install_leaves_the_app_as_it_was(install: Install) -> None:
 
 def test_celerys_own_confirms_are_refused(install: Install) -> None:
     """confirm_publish would block the worker's control traffic, so it is refused by name."""
-    with pytest.raises(ConfigurationError, match="confirm_publish.*Remove"):
+    with pytest.raises(ConfigurationError, match=r"confirm_publish.*Remove"):
         install({"broker_transport_options": {"confirm_publish": True}})
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.support.model import Do, Faults, Protocol, explore
+from tests.support.model import explore
+from tests.support.world import Do, Faults, Protocol
 from unlost.core.settlement import State
 
 BUDGETS = [

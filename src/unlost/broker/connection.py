@@ -36,7 +36,7 @@ def open_connection(
 
     Raises:
         AccessRefused: Wrong user, password or vhost.
-        BrokerUnavailable: Nobody answered in time.
+        BrokerUnavailable: Nobody answered in time, or the broker has too many connections.
     """
     user_timeout = int((patience + USER_TIMEOUT_MARGIN).total_seconds() * 1000)
     link = source.clone(connect_timeout=connect_timeout.total_seconds(), heartbeat=0)
@@ -52,12 +52,25 @@ def open_connection(
     try:
         return link.transport.establish_connection()
     except (amqp.exceptions.AccessRefused, amqp.exceptions.NotAllowed) as exc:
+        if _is_limit(exc):
+            raise BrokerUnavailable(
+                f"the broker at {where(source)} takes no more connections: {exc}. Close some, or raise the "
+                "limit (rabbitmqctl set_vhost_limits, set_user_limits)."
+            ) from exc
         raise AccessRefused(refusal_of(source, exc)) from exc
     except (OSError, amqp.exceptions.AMQPError) as exc:
         raise BrokerUnavailable(
             f"no connection to {where(source)} within {connect_timeout.total_seconds():.1f} s: {exc}. "
             "Check that RabbitMQ runs there and that the URL names its host and port."
         ) from exc
+
+
+def _is_limit(exc: Exception) -> bool:
+    """Whether the broker refused one connection too many, which passes, rather than the user or vhost.
+
+    Both are NOT_ALLOWED (530); only the text tells (https://www.rabbitmq.com/docs/vhosts#limits).
+    """
+    return isinstance(exc, amqp.exceptions.NotAllowed) and "connection limit (" in str(exc)
 
 
 def refusal_of(source: Connection, exc: Exception) -> str:

@@ -208,9 +208,10 @@ class _Pool:
             return
         # The parent's lock may have been held by another thread at the fork: make a new one.
         self._lock = threading.Lock()
-        self._pid = os.getpid()
         self._inherited.extend(self._idle)
         self._idle = []
+        # Last: from here on another thread of this process may take from the pool.
+        self._pid = os.getpid()
 
 
 class _Blocked(Exception):

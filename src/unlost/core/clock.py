@@ -51,6 +51,16 @@ def from_epoch_ms(value: int) -> datetime:
     return datetime.fromtimestamp(value / 1000, UTC)
 
 
+def moment_of(value: datetime | str) -> datetime:
+    """Return an aware moment; ISO 8601 text is read, and what is naive is UTC as in Celery's messages.
+
+    Raises:
+        ValueError: The text is no moment.
+    """
+    moment = datetime.fromisoformat(value) if isinstance(value, str) else value
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
 def boot_time() -> float:
     """Return seconds since this host booted; unlike monotonic time it also counts suspended hours."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)

@@ -9,6 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+_EMBED: Mapping[str, type | tuple[type, ...]] = {
+    "callbacks": list,
+    "errbacks": list,
+    "chain": list,
+    "chord": Mapping,
+}
+
 #: Both go into the ledger's key, and the id into the AMQP ``message_id`` (255 bytes) with two numbers.
 MAX_NAME_BYTES = 230
 
@@ -25,6 +32,10 @@ def problem_of_headers(headers: Any) -> str | None:
     for name in ("retries", "replaced_task_nesting"):
         if not _is_integer(headers.get(name, 0)):
             return f"header {name!r} is no integer"
+    if not isinstance(headers.get("stamped_headers") or [], list):
+        return "header 'stamped_headers' is no list"
+    if not isinstance(headers.get("stamps") or {}, Mapping):
+        return "header 'stamps' is no mapping"
     limits = headers.get("timelimit")
     if limits is not None and not _are_limits(limits):
         return "header 'timelimit' is not a pair of numbers"
@@ -42,6 +53,16 @@ def problem_of_body(payload: Any) -> str | None:
         return "kwargs are no mapping"
     if embed is not None and not isinstance(embed, Mapping):
         return "embed is no mapping"
+    return _problem_of_embed(embed or {})
+
+
+def _problem_of_embed(embed: Mapping[str, Any]) -> str | None:
+    """Celery merges embed into the request, so a foreign key there would replace what it relies on."""
+    for name, value in embed.items():
+        if name not in _EMBED:
+            return f"embed has an unknown key {name!r}"
+        if value is not None and not isinstance(value, _EMBED[name]):
+            return f"embed[{name!r}] has the wrong type"
     return None
 
 

@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import Any, Protocol
 
 from unlost.core.headers import Failure
-from unlost.core.ids import MessageId
+from unlost.core.ids import Generation, MessageId
 from unlost.core.settlement import Admission, Delivery, Limits, Row
 
 
@@ -48,8 +48,16 @@ class Ledger(Protocol):
     def acquire(self, delivery: Delivery, *, lease: timedelta, limits: Limits) -> Admission:
         """Admit a delivery and write the lease, or the decision, that follows."""
 
-    def complete(self, message: MessageId, row: Row, result: str | None) -> None:
-        """Mark done; raises :class:`unlost.errors.LeaseLost` when the token has moved on."""
+    def complete(
+        self, message: MessageId, row: Row, result: str | None, quietly: Failure | None = None
+    ) -> None:
+        """Mark done; raises :class:`unlost.errors.LeaseLost` when the token has moved on.
+
+        ``quietly`` says why no successors follow: the task ignored or replaced itself.
+        """
+
+    def cancel(self, message: MessageId, generation: Generation) -> bool:
+        """Mark cancelled, for all copies; false (and no write) when it is done."""
 
     def decide_waiting(self, message: MessageId, row: Row, *, due_ms: int, failure: Failure) -> Row:
         """End the attempt with a retry to come; raises :class:`unlost.errors.LeaseLost`."""

@@ -241,6 +241,13 @@ def crashed(row: Row) -> Row:
     return replace(row, holder=None, expires=0.0, crashes=row.crashes + 1)
 
 
+def cancelled(row: Row | None, generation: Generation) -> Row:
+    """Return the row after an operator revoked the message: terminal for all copies, fenced like a grant."""
+    if row is None:
+        return Row(state=State.CANCELLED, generation=generation, token=1)
+    return replace(row, state=State.CANCELLED, holder=None, expires=0.0, token=row.token + 1)
+
+
 def released(row: Row) -> Row:
     """Return the row after its holder was stopped on purpose: the lease ended, nothing counted."""
     return replace(row, holder=None, expires=0.0)

@@ -9,12 +9,14 @@ a lease of an earlier boot is known to be dead by the boot id in its holder.
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import timedelta
 from typing import Any
 
@@ -28,7 +30,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_r
 from unlost.core import settlement
 from unlost.core.clock import boot_time
 from unlost.core.headers import Failure
-from unlost.core.ids import MessageId
+from unlost.core.ids import Generation, MessageId
 from unlost.core.settlement import Admission, Delivery, Limits, Resend, Row, Run, State
 from unlost.errors import ConfigurationError, LeaseLost, StoreError, StoreUnavailable
 from unlost.idempotency.forkgate import ForkGate
@@ -93,10 +95,21 @@ class SqlStore:
                 _write(connection, delivery.message, admission.row)
             return admission
 
-    def complete(self, message: MessageId, row: Row, result: str | None) -> None:
+    def complete(
+        self, message: MessageId, row: Row, result: str | None, quietly: Failure | None = None
+    ) -> None:
         """Mark the message done. After the commit it is done for ever; before it, the lease stands."""
         with self._transaction() as connection:
-            _complete(connection, message, row, result)
+            _complete(connection, message, row, result, quietly)
+
+    def cancel(self, message: MessageId, generation: Generation) -> bool:
+        """Mark the message cancelled, for all its copies; false when it is done already."""
+        with self._transaction() as connection:
+            row = _read(connection, message)
+            if row is not None and row.state is State.DONE:
+                return False
+            _write(connection, message, settlement.cancelled(row, generation))
+            return True
 
     def decide_waiting(self, message: MessageId, row: Row, *, due_ms: int, failure: Failure) -> Row:
         """End the attempt; the next delivery publishes the retry if this process does not get to it."""
@@ -256,14 +269,16 @@ def _write(connection: Connection, message: MessageId, row: Row) -> None:
     connection.execute(statement.on_conflict_do_update(index_elements=["message"], set_=values))
 
 
-def _complete(connection: Connection, message: MessageId, row: Row, result: str | None) -> None:
+def _complete(
+    connection: Connection, message: MessageId, row: Row, result: str | None, quietly: Failure | None = None
+) -> None:
     done = {
         "state": State.DONE.value,
         "holder": None,
         "expires": 0.0,
         "token": row.token + 1,
         "result": result,
-        "failure": None,
+        "failure": json.dumps(asdict(quietly)) if quietly else None,
         "updated_ms": _now_ms(),
     }
     _compare_and_set(connection, message, row, done)

@@ -8,7 +8,7 @@ remote control) keeps kombu's own producer: confirms there would block the worke
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from functools import cached_property, partial
 from typing import Any
@@ -17,7 +17,7 @@ from celery.app.amqp import AMQP, Queues
 from kombu import Producer, pools
 
 from unlost.core import headers as h
-from unlost.core.clock import epoch_ms, from_epoch_ms
+from unlost.core.clock import epoch_ms, from_epoch_ms, moment_of
 from unlost.core.ids import Generation, MessageId, amqp_message_id
 from unlost.core.message import Outgoing
 from unlost.errors import ConfigurationError
@@ -68,7 +68,12 @@ class ConfirmingProducer(Producer):
                 "content_encoding": content_encoding,
             },
         )
-        self._runtime.publisher.publish(message)
+        attempt = self._runtime.attempt.get()
+        settling = attempt is not None and attempt.completed
+        # A successor of what is done: there is nothing better to do than to go on trying.
+        self._runtime.publisher.publish(
+            message, patience=self._runtime.settings.settle_patience if settling else None
+        )
 
 
 class DeclaredQueues(Queues):
@@ -113,6 +118,14 @@ class ReliableAMQP(AMQP):
 
     publisher_pool = producer_pool
 
+    def _retry_publish(self, publish: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Dispatch a link or the next task of a chain, and count it once it is confirmed."""
+        sent = publish(*args, **kwargs)
+        attempt = self._runtime.attempt.get()
+        if attempt is not None:
+            attempt.dispatched += 1
+        return sent
+
     def as_task_v2(
         self,
         task_id: str,
@@ -134,7 +147,7 @@ class ReliableAMQP(AMQP):
         due = _due(countdown, eta)
         if due is not None:
             message.headers[h.DUE] = epoch_ms(due)
-        _freeze(message.body[2].get("callbacks"))
+        freeze(message.body[2])
         return message
 
     def _create_task_sender(self) -> Callable[..., Any]:
@@ -143,6 +156,7 @@ class ReliableAMQP(AMQP):
         def send_reliably(producer: Any, name: str, message: Any, **options: Any) -> Any:
             # The broker would drop what expires; the worker checks our header and says so.
             options.pop("expiration", None)
+            self._forget_delivery(options)
             if options.get("exchange"):
                 _refuse_delay(name, message.headers)
             else:
@@ -158,6 +172,23 @@ class ReliableAMQP(AMQP):
             )
 
         return send_reliably
+
+    def _forget_delivery(self, options: dict[str, Any]) -> None:
+        """Turn our own exchange and key back into a queue.
+
+        Celery's ``retry`` of a plain task copies both from the delivery, and after a delay they are the
+        delay path's.
+        """
+        exchange = getattr(options.get("exchange"), "name", options.get("exchange")) or ""
+        queue = str(options.get("routing_key") or "").rpartition("q:")[2]
+        topology = self._runtime.topology
+        ours = exchange == topology.exchange or exchange == naming.delay_delivery_exchange(topology.name)
+        if queue in topology.queues and (
+            ours or not exchange or naming.is_delay_exchange(topology.name, exchange)
+        ):
+            options.setdefault("queue", queue)
+            options.pop("exchange", None)
+            options.pop("routing_key", None)
 
     def _address(self, message: Any, queue: str, options: dict[str, Any]) -> None:
         """Choose the exchange: the application's, or the delay path when it is not due yet."""
@@ -181,7 +212,7 @@ class ReliableAMQP(AMQP):
         mine[h.REDRIVES] = 0
         mine[h.FIRST_PUBLISHED] = epoch_ms(datetime.now(UTC))
         if expires := mine.pop("expires", None):
-            mine[h.EXPIRES] = epoch_ms(_moment(expires))
+            mine[h.EXPIRES] = epoch_ms(moment_of(expires))
         for name, value in h.strip(headers).items():
             mine.setdefault(name, value)
         identity = MessageId(mine["task"], mine["id"], mine.get("replaced_task_nesting") or 0)
@@ -209,27 +240,51 @@ def route(topology: Topology, queue: str, due: datetime | None) -> tuple[str, st
         return topology.exchange, queue
     levels = topology.delay.levels
     entry = naming.delay_entry_exchange(topology.name, levels)
-    return entry, naming.delay_routing_key(wait, queue, levels)
+    # Longer than the path is: it comes back early, and goes round once more (see tracer.EARLY).
+    return entry, naming.delay_routing_key(min(wait, naming.longest_delay(levels)), queue, levels)
 
 
 def _due(countdown: float | None, eta: datetime | str | None) -> datetime | None:
     if eta:
-        return _moment(eta)
+        return moment_of(eta)
     return datetime.now(UTC) + timedelta(seconds=countdown) if countdown and countdown > 0 else None
-
-
-def _moment(value: datetime | str) -> datetime:
-    """Return an aware moment; a naive one is UTC, as in Celery's own messages."""
-    moment = datetime.fromisoformat(value) if isinstance(value, str) else value
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def _queue_name(queue: Any) -> str | None:
     return queue if queue is None or isinstance(queue, str) else str(queue.name)
 
 
-def _freeze(callbacks: Any) -> None:
-    """Give plain ``link=`` signatures their ids now, so that a repeated dispatch makes no second task."""
-    for callback in callbacks or ():
-        if isinstance(callback, dict) and "subtask_type" in callback and callback["subtask_type"] is None:
-            callback["options"].setdefault("task_id", uuid.uuid4().hex)
+def freeze(embed: Any) -> None:
+    """Give all signatures inside a message their ids now, so that a repeated dispatch makes no second task.
+
+    Chains are frozen by Celery when they are sent; ``link``, ``link_error``, groups and chords in them are
+    not. A chain's own ``task_id`` would rename its last task, so only what is in it is frozen.
+    """
+    for signature in _signatures(embed):
+        if signature.get("subtask_type") not in ("chain", "chord"):
+            signature["options"].setdefault("task_id", uuid.uuid4().hex)
+
+
+def _signatures(value: Any) -> Iterator[dict[str, Any]]:
+    """Yield every signature in a tree of signatures."""
+    if isinstance(value, dict):
+        if "task" in value and isinstance(value.get("options"), dict):
+            yield value
+            value = {"options": _links(value["options"]), "kwargs": _members(value)}
+        for inner in value.values():
+            yield from _signatures(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _signatures(inner)
+
+
+def _links(options: dict[str, Any]) -> list[Any]:
+    return [options.get("link"), options.get("link_error"), options.get("chord")]
+
+
+def _members(signature: dict[str, Any]) -> list[Any]:
+    """Return the signatures that a group, chain or chord keeps in its kwargs; a task's own are data."""
+    if signature.get("subtask_type") is None:
+        return []
+    kwargs = signature.get("kwargs") or {}
+    return [kwargs.get(name) for name in ("tasks", "header", "body")]

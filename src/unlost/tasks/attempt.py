@@ -12,23 +12,33 @@ from unlost.core.message import Outgoing
 from unlost.core.settlement import Admission, Row
 
 
+@dataclass(frozen=True, slots=True)
+class NotYet:
+    """The delivery is not due: the ledger was not asked."""
+
+
 @dataclass(kw_only=True)
 class Attempt:
     """A delivery between its admission and its settlement.
 
     ``row`` is the granted lease, or the recorded outcome that is repeated. ``decided`` is set once the
     attempt has ended in a retry or a letter, ``completed`` once its effect is committed, ``fenced`` when
-    somebody else took the message over.
+    somebody else took the message over, ``crashed`` when the body raised what would have ended the
+    process. ``dispatched`` counts up to ``successors`` as links and the next task of a chain are confirmed.
     """
 
     message: MessageId
-    admission: Admission
+    admission: Admission | NotYet
     row: Row
     queue: str
     headers: Mapping[str, Any]
     properties: Mapping[str, Any]
     body: bytes | str
     entered: bool = False
+    crashed: bool = False
+    successors: int = 0
+    dispatched: int = 0
+    has_chord: bool = False
     completed: bool = False
     fenced: bool = False
     decided: Row | None = None

@@ -49,6 +49,17 @@ class Expired(Exception):
     """The message was to be run before a time that has passed."""
 
 
+class Spent(Exception):
+    """The body asked for one more retry than its own budget has; ``exc`` is what to report.
+
+    It must not go to the retry policy, which would grant another.
+    """
+
+    def __init__(self, exc: Exception) -> None:
+        super().__init__(str(exc))
+        self.exc = exc
+
+
 class InvalidPayload(Exception):
     """The arguments do not make the task's payload."""
 
@@ -56,7 +67,7 @@ class InvalidPayload(Exception):
 def perform(task: ReliableTask, runtime: Runtime, attempt: Attempt, args: Any, kwargs: Any) -> Any:
     """Run the body, or repeat a recorded outcome, and return what the tracer shall see."""
     if isinstance(attempt.admission, AlreadyDone):
-        return decode_result(attempt.row.result)
+        return _repeat(task, attempt)
     if isinstance(attempt.admission, Resend):
         failure = attempt.row.failure or Failure(reason="unknown")
         raise RecordedFailure(f"{failure.reason}: {failure.exception_type} {failure.exception}".strip())
@@ -67,31 +78,57 @@ def perform(task: ReliableTask, runtime: Runtime, attempt: Attempt, args: Any, k
         raise Fenced(str(exc)) from exc
 
 
+def _repeat(task: ReliableTask, attempt: Attempt) -> Any:
+    """Return the recorded result of a message that is done, or end as quietly as it ended."""
+    _forget_errbacks(task)
+    if attempt.row.failure is not None:
+        raise Ignore(attempt.row.failure.reason)
+    return decode_result(attempt.row.result)
+
+
+def _forget_errbacks(task: ReliableTask) -> None:
+    """A message that is done has no failure any more, whatever happens to its successors."""
+    task.request.errbacks = None
+
+
 def _run(task: ReliableTask, runtime: Runtime, attempt: Attempt, args: Any, kwargs: Any) -> Any:
     try:
         returned = _invoke(task, attempt, args, kwargs)
+        result = None if attempt.completed else encode_result(returned)
     except (MemoryError, SystemExit, KeyboardInterrupt, GeneratorExit) as exc:
+        if attempt.completed and not (isinstance(exc, SystemExit) and terminate_handler_fired()):
+            logger.exception("%s raised after its unit of work had committed: it is done", attempt.message)
+            return _finish(task, attempt)
         _crash(runtime, attempt, exc)
     except LeaseLost:
         raise
     except Exception as exc:
         if attempt.completed:
             logger.exception("%s raised after its unit of work had committed: it is done", attempt.message)
-            return attempt.result
+            return _finish(task, attempt)
         ending = _fail(task, runtime, attempt, exc)
         if ending is exc:
             raise
         raise ending from exc
     if attempt.completed:
         _check_result(attempt, returned)
-        return attempt.result
-    _complete(runtime, attempt, encode_result(returned))
-    return returned
+    else:
+        _complete(runtime, attempt, result)
+    return _finish(task, attempt)
 
 
-def _complete(runtime: Runtime, attempt: Attempt, result: str | None) -> None:
+def _finish(task: ReliableTask, attempt: Attempt) -> Any:
+    """Return the result as every later delivery will read it, so that links receive the same."""
+    _forget_errbacks(task)
+    return decode_result(attempt.result)
+
+
+def _complete(runtime: Runtime, attempt: Attempt, result: str | None, quietly: Failure | None = None) -> None:
     patience = runtime.settings.settle_patience
-    while_store_is_down(lambda: runtime.ledger.complete(attempt.message, attempt.row, result), patience)
+    while_store_is_down(
+        lambda: runtime.ledger.complete(attempt.message, attempt.row, result, quietly), patience
+    )
+    attempt.result = result
     attempt.completed = True
 
 
@@ -109,7 +146,7 @@ def _invoke(task: ReliableTask, attempt: Attempt, args: Any, kwargs: Any) -> Any
 
 
 def _check_result(attempt: Attempt, returned: Any) -> None:
-    if returned is not None and encode_result(returned) != encode_result(attempt.result):
+    if returned is not None and encode_result(returned) != attempt.result:
         logger.warning(
             "%s returned a value that its unit of work did not record: links and duplicates receive "
             "work.result; assign it inside the block",
@@ -124,17 +161,17 @@ def _crash(runtime: Runtime, attempt: Attempt, exc: BaseException) -> None:
     """
     if isinstance(exc, SystemExit) and terminate_handler_fired():
         raise exc
-    if attempt.completed:
-        raise Reject(f"{type(exc).__name__} after the commit", requeue=True) from exc
     logger.error("%s: the body raised %s: counted as a crash", attempt.message, type(exc).__name__)
-    runtime.ledger.end_crashed(attempt.row.holder or "")
+    attempt.crashed = True
+    holder, patience = attempt.row.holder or "", runtime.settings.settle_patience
+    while_store_is_down(lambda: runtime.ledger.end_crashed(holder), patience)
     raise Reject(f"body raised {type(exc).__name__}", requeue=True) from exc
 
 
 def _fail(task: ReliableTask, runtime: Runtime, attempt: Attempt, exc: Exception) -> Exception:
     """Decide how a failed attempt ends, write it, and return what to raise to the tracer."""
     if isinstance(exc, Ignore):
-        _complete(runtime, attempt, None)
+        _complete(runtime, attempt, None, quietly=failure_of(exc, "ignored"))
         ignored: Exception = exc
         return ignored
     return decide(runtime, attempt, exc, verdict_of(task.retry_policy or runtime.retries, attempt, exc))
@@ -147,7 +184,7 @@ def decide(runtime: Runtime, attempt: Attempt, exc: Exception, verdict: TryAgain
         LeaseLost: Somebody took the message over; nothing was written.
     """
     ledger, patience = runtime.ledger, runtime.settings.settle_patience
-    cause: Exception = exc.exc if isinstance(exc, Retry) and isinstance(exc.exc, Exception) else exc
+    cause: Exception = exc.exc if isinstance(exc, Retry | Spent) and isinstance(exc.exc, Exception) else exc
     if isinstance(verdict, TryAgain):
         due = datetime.now(UTC) + verdict.after
         failure, due_ms = failure_of(cause, "retry"), epoch_ms(due)
@@ -170,6 +207,8 @@ def verdict_of(policy: RetryPolicy, attempt: Attempt, exc: Exception) -> TryAgai
         return TryAgain(delay_of(exc))
     if isinstance(exc, Reject):
         return TryAgain(REQUEUE_DELAY) if exc.requeue else GiveUp("rejected")
+    if isinstance(exc, Spent):
+        return GiveUp("budget-spent")
     if isinstance(exc, Expired):
         return GiveUp("expired")
     if isinstance(exc, InvalidPayload):

@@ -18,19 +18,16 @@ from unlost.core import headers as h
 from unlost.core.clock import epoch_ms
 from unlost.core.envelope import problem_of_headers
 from unlost.core.headers import Failure
-from unlost.core.ids import Generation
 from unlost.core.message import Outgoing
 from unlost.errors import BrokerError, TopologyError
 from unlost.tasks.check import check_topology
 from unlost.tasks.runtime import Runtime, runtime_of
-from unlost.tasks.settings import refuse_contradictions
+from unlost.tasks.settings import EXIT_CONFIGURATION
 from unlost.tasks.task import ReliableTask
 from unlost.tasks.tracer import wrap
 from unlost.topology import naming
 
 logger = logging.getLogger(__name__)
-
-EXIT_CONFIGURATION = 2
 
 
 class ReliableConsumer(Consumer):
@@ -39,7 +36,6 @@ class ReliableConsumer(Consumer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._runtime = runtime_of(self.app)
-        refuse_contradictions(self.app)
         for step in self.steps:
             if isinstance(step, Tasks):
                 # Quorum queues refuse global QoS (540); our queues do not show their type to Celery.
@@ -59,6 +55,9 @@ class ReliableConsumer(Consumer):
                 return connection
             raise _shutdown(str(exc)) from None
         except (amqp.exceptions.AccessRefused, amqp.exceptions.NotAllowed) as exc:
+            if self.restart_count > 0:
+                # Rights that are taken away and given back while it runs are no reason to stay away.
+                raise ConnectionError(refusal_of(self.conninfo, exc)) from exc
             raise _shutdown(refusal_of(self.conninfo, exc)) from None
         return connection
 
@@ -136,8 +135,7 @@ def letter_of_raw(runtime: Runtime, message: Any, queue: str, reason: str, text:
     """Return the letter of a delivery that is no task: its body and properties as they came."""
     headers = message.headers if isinstance(message.headers, dict) else {}
     failure = Failure(reason=reason, exception=text, failed_at_ms=epoch_ms(datetime.now(UTC)))
-    attempt = headers.get(h.ATTEMPT)
-    generation = Generation(0, attempt if isinstance(attempt, int) else 1)
+    generation = h.generation_of(headers)
     kept = {
         name: value
         for name, value in (message.properties or {}).items()

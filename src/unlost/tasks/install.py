@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from celery import Celery
+from celery.exceptions import WorkerShutdown
+from celery.signals import worker_init
 
 from unlost import config
 from unlost.broker.publisher import Publisher
@@ -16,9 +18,9 @@ from unlost.core.retry import ONCE, RetryPolicy
 from unlost.errors import ConfigurationError, StoreUnavailable
 from unlost.idempotency.sql import SqlStore, UnguardedStore
 from unlost.tasks.leases import LeaseKeeper
-from unlost.tasks.runtime import Runtime, attach, has_runtime
-from unlost.tasks.settings import celery_settings, refuse_contradictions
-from unlost.tasks.task import ReliableTask
+from unlost.tasks.runtime import Runtime, attach, has_runtime, runtime_of
+from unlost.tasks.settings import EXIT_CONFIGURATION, celery_settings, refuse_contradictions
+from unlost.tasks.task import ReliableTask, refuse_unsafe
 from unlost.topology.model import Topology
 
 logger = logging.getLogger(__name__)
@@ -68,7 +70,8 @@ def install(
     runtime = _runtime(app, shape, chosen, retries)
     attach(app, runtime)
     _use_our_amqp(app)
-    _check_registered_tasks(app, shape)
+    _check_registered_tasks(app, runtime)
+    _check_again_at_start(app)
     _warn_of_what_is_off(chosen)
     return runtime
 
@@ -102,11 +105,28 @@ def _use_our_amqp(app: Celery) -> None:
     app.__dict__.pop("amqp", None)
 
 
-def _check_registered_tasks(app: Celery, topology: Topology) -> None:
+def _check_registered_tasks(app: Celery, runtime: Runtime) -> None:
     registered: Mapping[str, Any] = app._tasks
     for task in registered.values():
-        if isinstance(task, ReliableTask) and task.queue is not None:
-            topology.work_queue(task.queue)
+        if isinstance(task, ReliableTask):
+            refuse_unsafe(type(task), runtime)
+
+
+def _check_again_at_start(app: Celery) -> None:
+    """Check when a worker starts: ``config_from_object`` after ``install`` throws every setting away."""
+
+    def check(sender: Any, **_: Any) -> None:
+        if sender.app is not app:
+            return
+        try:
+            refuse_contradictions(app)
+            _check_registered_tasks(app, runtime_of(app))
+        except ConfigurationError as exc:
+            logger.critical("%s", exc)
+            # A signal's receivers may raise what they like, and it is only logged; this is no Exception.
+            raise WorkerShutdown(EXIT_CONFIGURATION) from exc
+
+    worker_init.connect(check, weak=False)
 
 
 def _warn_of_what_is_off(settings: Settings) -> None:

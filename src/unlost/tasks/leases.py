@@ -13,7 +13,6 @@ from datetime import timedelta
 from pathlib import Path
 
 from unlost.core.ports import Ledger
-from unlost.errors import StoreError
 
 logger = logging.getLogger(__name__)
 
@@ -51,8 +50,9 @@ class LeaseKeeper:
         running = [holder for holder, pid in self._held.copy().items() if _runs(pid)]
         try:
             self._ledger.renew(running, self._lease)
-        except StoreError as exc:
-            logger.warning("leases could not be renewed, trying again: %s", exc)
+        except Exception:
+            # Whatever it was: a keeper that ends would let every lease expire.
+            logger.exception("leases could not be renewed, trying again")
 
     def _keep(self) -> None:
         pause = threading.Event()

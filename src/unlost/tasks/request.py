@@ -35,6 +35,7 @@ from celery.worker.request import Request
 from celery.worker.state import task_ready
 
 from unlost.core import headers as h
+from unlost.core.clock import epoch_ms, moment_of
 from unlost.core.envelope import problem_of_body
 from unlost.errors import StoreError
 from unlost.idempotency.holder import make_holder
@@ -55,6 +56,7 @@ class ReliableRequest(Request):
     worker_pid: int
 
     def __init__(self, message: Any, **options: Any) -> None:
+        _translate_foreign_times(message, options)
         super().__init__(message, **options)
         problem = problem_of_body(self._payload)
         if problem is not None:
@@ -85,7 +87,10 @@ class ReliableRequest(Request):
     ) -> None:
         """Settle whatever is not a plain return; the table is in the module's docstring."""
         exc = _exception_of(exc_info)
-        if getattr(exc_info, SETTLED, False):
+        if self.acknowledged:
+            # Revoked while it ran: settled by that, and the child was told to end.
+            task_ready(self)
+        elif getattr(exc_info, SETTLED, False):
             task_ready(self)
             self.acknowledge()
             if send_failed_event and not isinstance(exc, Ignore):
@@ -100,9 +105,37 @@ class ReliableRequest(Request):
             self.reject(requeue=True)
 
     def on_timeout(self, soft: bool, timeout: float) -> None:
-        """Log a soft limit; a hard one was settled by :meth:`on_failure`, which comes first."""
+        """Log a soft limit; a hard one was settled by :meth:`on_failure`, but for gevent's, which is not."""
         if soft:
             super().on_timeout(soft, timeout)
+        elif not self.acknowledged:
+            self._on_crash(TimeLimitExceeded(timeout))
+
+    def _announce_revoked(self, reason: str, *_details: Any) -> None:
+        """Record the message as cancelled, terminal for all its copies; only then ack."""
+        if self.acknowledged:
+            return
+        self.acknowledged = True
+        self._runtime.leases.drop(self.holder)
+        task_ready(self)
+        self._already_revoked = True
+        logger.warning("%s: %s", self.humaninfo(), reason)
+        self.send_event("task-revoked", terminated=None, signum=None, expired=False)
+        self._runtime.in_background(self._cancel)
+
+    def _cancel(self) -> None:
+        headers = self._message.headers
+        message, generation = h.message_id_of(headers), h.generation_of(headers)
+        ledger = self._runtime.ledger
+        try:
+            while_store_is_down(
+                lambda: ledger.cancel(message, generation), self._runtime.settings.settle_patience
+            )
+        except StoreError:
+            logger.exception("%s: could not be recorded as cancelled: given back", self.humaninfo())
+            self._on_reject(logger, self._connection_errors, True)
+            return
+        self._on_ack(logger, self._connection_errors)
 
     def _on_crash(self, exc: BaseException) -> None:
         task_ready(self)
@@ -124,7 +157,30 @@ class ReliableRequest(Request):
             while_store_is_down(lambda: end(self.holder), self._runtime.settings.settle_patience)
         except StoreError:
             logger.exception("%s: its lease could not be ended and will expire", self.humaninfo())
-        self._on_reject(logger, self._connection_errors, True)
+        finally:
+            self._on_reject(logger, self._connection_errors, True)
+
+
+def _translate_foreign_times(message: Any, options: dict[str, Any]) -> None:
+    """Turn the ``eta`` and ``expires`` of a plain Celery client into our headers.
+
+    With ``eta`` the worker would hold the message and its slot until its own clock says so; what has
+    expired it would ack without a trace.
+    """
+    for headers in (message.headers, options.get("headers")):
+        if not isinstance(headers, dict):
+            continue
+        for theirs, ours in (("eta", h.DUE), ("expires", h.EXPIRES)):
+            if (value := headers.get(theirs)) is not None:
+                headers.setdefault(ours, _epoch_ms(theirs, value))
+                headers[theirs] = None
+
+
+def _epoch_ms(name: str, value: Any) -> int:
+    try:
+        return epoch_ms(moment_of(value))
+    except (TypeError, ValueError) as exc:
+        raise InvalidTaskError(f"header {name!r} is no time: {exc}") from exc
 
 
 def _exception_of(exc_info: ExceptionInfo) -> BaseException:
@@ -142,10 +198,11 @@ def kill_and_watch(pid: int) -> None:
 
     The parent hears of a hard time limit while the child still runs its body.
     """
-    with suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
     deadline = time.monotonic() + DEATH_WATCH.total_seconds()
     with suppress(ChildProcessError):
+        # Refused for what is no child of ours: a greenlet's number, or a pid that was reaped and given away.
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
+        os.kill(pid, signal.SIGKILL)
         while time.monotonic() < deadline:
             if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None:
                 return

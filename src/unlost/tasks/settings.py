@@ -12,6 +12,9 @@ from unlost.config import Settings
 from unlost.errors import ConfigurationError
 from unlost.topology.model import Topology
 
+#: A worker's exit status when its configuration is wrong.
+EXIT_CONFIGURATION = 2
+
 POOL_PATIENCE = timedelta(seconds=10)
 SOFT_SHUTDOWN = timedelta(seconds=10)
 
@@ -68,12 +71,12 @@ def refuse_contradictions(app: Celery, allowed: dict[str, Any] | None = None) ->
 
     Args:
         app: Whose settings to look at.
-        allowed: Values that are right for this app although they differ from the usual.
+        allowed: What ``install`` is about to set; without it, it has been, and all values are looked at.
 
     Raises:
         ConfigurationError: Names the setting, its value, the value unlost needs, and why.
     """
-    chosen = app.conf.changes
+    chosen = app.conf.changes if allowed else app.conf
     installed = allowed or getattr(app, "unlost_settings", {})
     for name, (usual, why) in REQUIRED.items():
         needed = installed.get(name, usual)

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from celery import Task
 from celery.exceptions import Retry
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from unlost.core.ports import Work
 from unlost.core.retry import RetryPolicy
 from unlost.errors import ConfigurationError
 from unlost.tasks.attempt import Attempt
-from unlost.tasks.body import perform
+from unlost.tasks.body import Spent, perform
 from unlost.tasks.results import encode_result
 from unlost.tasks.runtime import Runtime, has_runtime, runtime_of
 
@@ -65,8 +65,8 @@ class ReliableTask(Task):
         finally:
             for name, value in own.items():
                 setattr(cls, name, value)
-        if cls.queue is not None and has_runtime(app):
-            runtime_of(app).topology.work_queue(cls.queue)
+        if has_runtime(app):
+            refuse_unsafe(cls, runtime_of(app))
         return bound
 
     @property
@@ -114,9 +114,12 @@ class ReliableTask(Task):
         A link that receives a result it cannot take is not refused here: its predecessor is done, so the
         message travels and ends as a letter where an operator can see it.
         """
-        if in_worker and args and not isinstance(args[0], BaseModel | Mapping):
+        try:
+            return (), self.to_payload(args, kwargs).model_dump(mode="json")
+        except (ValidationError, TypeError):
+            if not in_worker:
+                raise
             return args, kwargs
-        return (), self.to_payload(args, kwargs).model_dump(mode="json")
 
     def to_payload(self, args: Any, kwargs: Any) -> BaseModel:
         """Return the payload that these arguments make.
@@ -157,7 +160,7 @@ class ReliableTask(Task):
             raise ConfigurationError(f"{self.name}: a run has one unit of work, and this one had it")
         with self._runtime.ledger.unit_of_work(attempt.message, attempt.row, encode_result) as work:
             yield work
-        attempt.result = work.result
+        attempt.result = encode_result(work.result)
         attempt.completed = True
 
     if not TYPE_CHECKING:
@@ -184,6 +187,24 @@ class ReliableTask(Task):
                 )
             budget = self.max_retries if max_retries is None else max_retries
             if budget is not None and attempt.row.generation.attempt > budget:
-                raise exc or self.MaxRetriesExceededError(f"{self.name}: {budget} retries are spent")
+                raise Spent(exc or self.MaxRetriesExceededError(f"{self.name}: {budget} retries are spent"))
             delay = self.default_retry_delay if countdown is None else countdown
             raise Retry(exc=exc, when=eta or delay)
+
+
+def refuse_unsafe(task: type[ReliableTask], runtime: Runtime) -> None:
+    """Refuse a task class whose own settings break the promise.
+
+    Raises:
+        TopologyError: Its queue is not declared.
+        ConfigurationError: It acks early or settles in another way than ours.
+    """
+    if task.queue is not None:
+        runtime.topology.work_queue(task.queue)
+    late = "late_ack" not in runtime.settings.dangerously_without
+    for name, needed in (("acks_late", late), ("Request", ReliableTask.Request)):
+        if getattr(task, name) != needed:
+            raise ConfigurationError(
+                f"task {task.name}: {name}={getattr(task, name)!r} contradicts ReliableTask, which needs "
+                f"{needed!r}: otherwise a killed process loses the task. Remove the attribute."
+            )

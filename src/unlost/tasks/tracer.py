@@ -17,12 +17,14 @@ from billiard.einfo import ExceptionInfo
 from celery import states
 from celery.app.trace import TraceInfo, trace_ok_t
 from celery.exceptions import Ignore, Reject
+from celery.utils.serialization import get_pickleable_exception
+from tenacity import Retrying, before_sleep_log, retry_if_exception_type, stop_after_delay, wait_exponential
 
-from unlost.broker.publisher import Publisher
 from unlost.core import headers as h
 from unlost.core.clock import from_epoch_ms
 from unlost.core.headers import Failure
 from unlost.core.ids import amqp_message_id
+from unlost.core.message import Outgoing
 from unlost.core.settlement import (
     Admission,
     AlreadyDone,
@@ -34,10 +36,10 @@ from unlost.core.settlement import (
     State,
     Superseded,
 )
-from unlost.errors import BrokerError, LeaseLost, StoreError, StoreUnavailable
+from unlost.errors import BrokerError, ConfigurationError, LeaseLost, StoreError, StoreUnavailable
 from unlost.observe.context import task_context
-from unlost.tasks.amqp import route
-from unlost.tasks.attempt import Attempt, outgoing
+from unlost.tasks.amqp import due_of, route
+from unlost.tasks.attempt import Attempt, NotYet, outgoing
 from unlost.tasks.body import decide, verdict_of
 from unlost.tasks.patience import while_store_is_down
 from unlost.tasks.runtime import Runtime
@@ -49,6 +51,9 @@ logger = logging.getLogger(__name__)
 #: Attribute on the ExceptionInfo that tells the parent that the attempt's end is published.
 SETTLED = "unlost_settled"
 
+#: A delivery that is earlier than this goes back to the delay path: a foreign ``eta``, a skewed clock.
+EARLY = timedelta(seconds=1)
+
 Tracer = Callable[..., Any]
 
 
@@ -57,7 +62,7 @@ def wrap(task: ReliableTask, runtime: Runtime, trace: Tracer) -> Tracer:
 
     def settle(task_id: str, args: Any, kwargs: Any, request: dict[str, Any] | None = None) -> Any:
         request = request if request is not None else {}
-        attempt = _admit(task, runtime, request)
+        attempt = _arrive(task, runtime, request)
         if attempt is None:
             return trace(task_id, args, kwargs, request)
         correlation = attempt.correlation_id
@@ -67,7 +72,7 @@ def wrap(task: ReliableTask, runtime: Runtime, trace: Tracer) -> Tracer:
     return settle
 
 
-def _admit(task: ReliableTask, runtime: Runtime, request: dict[str, Any]) -> Attempt | None:
+def _arrive(task: ReliableTask, runtime: Runtime, request: dict[str, Any]) -> Attempt | None:
     """Ask the ledger what this delivery may do; ``None`` for an eager call, which is no delivery."""
     holder = request.pop(h.HOLDER, None)
     body = request.pop(h.RAW_BODY, None)
@@ -76,17 +81,28 @@ def _admit(task: ReliableTask, runtime: Runtime, request: dict[str, Any]) -> Att
     properties = request.get("properties") or {}
     headers = properties.get("application_headers") or {}
     delivery = Delivery(message=h.message_id_of(headers), generation=h.generation_of(headers), holder=holder)
-    admission = _acquire(runtime, delivery)
+    due = due_of(headers)
+    early = due is not None and due - datetime.now(UTC) > EARLY
+    admission: Admission | NotYet = NotYet() if early else _acquire(runtime, delivery)
     row = Row(state=State.LEASED, generation=delivery.generation, token=0)
     return Attempt(
         message=delivery.message,
         admission=admission,
-        row=row if isinstance(admission, Held) else admission.row,
+        row=row if isinstance(admission, Held | NotYet) else admission.row,
         queue=_queue_of(task, runtime, headers, request),
         headers=headers,
         properties=properties,
         body=body,
+        successors=_successors(request),
+        has_chord=bool(request.get("chord")),
     )
+
+
+def _successors(request: dict[str, Any]) -> int:
+    """Count the dispatches Celery's tracer makes: each group among the links, all others at once, the chain."""
+    links = request.get("callbacks") or []
+    groups = sum(1 for link in links if len(links) > 1 and link.get("subtask_type") == "group")
+    return groups + (len(links) > groups) + bool(request.get("chain"))
 
 
 def _acquire(runtime: Runtime, delivery: Delivery) -> Admission:
@@ -111,6 +127,8 @@ def _queue_of(task: ReliableTask, runtime: Runtime, headers: Any, request: dict[
 
 def _settle(task: ReliableTask, runtime: Runtime, attempt: Attempt, trace: Callable[[], Any]) -> Any:
     admission = attempt.admission
+    if isinstance(admission, NotYet):
+        return _put_back(runtime, attempt, h.strip(attempt.headers), due_of(attempt.headers))
     if isinstance(admission, Held):
         return _hold(runtime, attempt, timedelta(seconds=admission.remaining))
     if isinstance(admission, Superseded):
@@ -122,6 +140,10 @@ def _settle(task: ReliableTask, runtime: Runtime, attempt: Attempt, trace: Calla
     token = runtime.attempt.set(attempt)
     try:
         traced = trace()
+    except Exception as exc:
+        # A hook of the task or the result backend raised through Celery's tracer.
+        logger.exception("%s: its tracer raised", attempt.message)
+        traced = _trace_of(exc, states.FAILURE)
     finally:
         runtime.attempt.reset(token)
     return _after_trace(task, runtime, attempt, traced)
@@ -134,23 +156,27 @@ def _after_trace(task: ReliableTask, runtime: Runtime, attempt: Attempt, traced:
         return _publish_decision(runtime, attempt, traced)
     if attempt.completed or isinstance(attempt.admission, AlreadyDone):
         return _after_success(runtime, attempt, traced)
-    if traced.info is None or isinstance(traced.info.retval, Ignore | Reject):
-        # A crash was converted (Reject), or the tracer skipped the body: Celery's own settlement.
+    if attempt.crashed:
         return traced
     return _failed_outside_body(task, runtime, attempt, traced)
 
 
 def _after_success(runtime: Runtime, attempt: Attempt, traced: Any) -> Any:
-    """Ack when the successors are confirmed; if their dispatch failed, come back and repeat only that."""
+    """Ack when the successors are confirmed; if their dispatch failed, come back and repeat only that.
+
+    What else went wrong after the commit (a hook, the result backend) does not undo it.
+    """
     if traced.info is None or isinstance(traced.info.retval, Ignore):
         return traced
+    if attempt.dispatched >= attempt.successors and not attempt.has_chord:
+        return _ignored(f"{attempt.message} is done, although {traced.info.retval!r} was raised behind it")
     logger.error("%s is done but its successors could not be dispatched: trying again", attempt.message)
     return _hold(runtime, attempt, timedelta(seconds=1))
 
 
 def _failed_outside_body(task: ReliableTask, runtime: Runtime, attempt: Attempt, traced: Any) -> Any:
     """Settle a failure of what surrounds the body: a signal receiver, the loader, the result backend."""
-    exc = traced.info.retval
+    exc = traced.info.retval if traced.info else None
     exc = exc if isinstance(exc, Exception) else RuntimeError(repr(exc))
     try:
         decide(runtime, attempt, exc, verdict_of(task.retry_policy or runtime.retries, attempt, exc))
@@ -167,8 +193,8 @@ def _publish_decision(runtime: Runtime, attempt: Attempt, traced: Any) -> Any:
     if decided is None or decided.decision is None:
         raise ValueError("nothing was decided")
     try:
-        _publish(runtime.publisher, runtime, _decision_message(runtime, attempt, decided))
-    except BrokerError as exc:
+        _publish(runtime, _decision_message(runtime, attempt, decided))
+    except (BrokerError, ConfigurationError) as exc:
         logger.exception("%s: its %s could not be published", attempt.message, decided.state)
         return _given_back(f"publish failed: {exc}")
     # A mark that fails is no harm: the next delivery publishes once more and its copy is absorbed.
@@ -179,7 +205,7 @@ def _publish_decision(runtime: Runtime, attempt: Attempt, traced: Any) -> Any:
     return _settled(traced)
 
 
-def _decision_message(runtime: Runtime, attempt: Attempt, decided: Row) -> Any:
+def _decision_message(runtime: Runtime, attempt: Attempt, decided: Row) -> Outgoing:
     message_id = amqp_message_id(attempt.message, decided.generation)
     if decided.state is State.WAITING:
         due = from_epoch_ms(decided.due_ms) if decided.due_ms else None
@@ -198,19 +224,31 @@ def _hold(runtime: Runtime, attempt: Attempt, remaining: timedelta) -> Any:
     backoff = timedelta(seconds=2 ** min(holds if isinstance(holds, int) else 0, 9))
     wait = min(max(remaining, backoff), runtime.settings.hold) * random.uniform(1.0, 1.2)  # noqa: S311
     due = datetime.now(UTC) + wait
-    changed = h.held(attempt.headers, due)
+    return _put_back(runtime, attempt, h.held(attempt.headers, due), due)
+
+
+def _put_back(runtime: Runtime, attempt: Attempt, headers: dict[str, Any], due: datetime | None) -> Any:
+    """Send the same generation to the delay path, confirmed, and let the parent ack."""
     message_id = amqp_message_id(attempt.message, h.generation_of(attempt.headers))
-    message = outgoing(attempt, *route(runtime.topology, attempt.queue, due), changed, message_id)
+    message = outgoing(attempt, *route(runtime.topology, attempt.queue, due), headers, message_id)
     try:
-        _publish(runtime.publisher, runtime, message)
+        _publish(runtime, message)
     except BrokerError as exc:
-        logger.exception("%s is held elsewhere and could not be put back", attempt.message)
-        return _given_back(f"hold failed: {exc}")
-    return _ignored(f"{attempt.message} is held elsewhere: back in {wait.total_seconds():.0f} s")
+        logger.exception("%s could not be put back", attempt.message)
+        return _given_back(f"it could not be put back: {exc}")
+    return _ignored(f"{attempt.message} cannot run now: back at {due}")
 
 
-def _publish(publisher: Publisher, runtime: Runtime, message: Any) -> None:
-    publisher.publish(message, patience=runtime.settings.settle_patience)
+def _publish(runtime: Runtime, message: Outgoing) -> None:
+    """Publish, again and again: the delivery is held meanwhile, so a missing exchange loses nothing."""
+    patience = runtime.settings.settle_patience
+    Retrying(
+        retry=retry_if_exception_type(BrokerError),
+        wait=wait_exponential(multiplier=0.5, max=10),
+        stop=stop_after_delay(patience.total_seconds()),
+        before_sleep=before_sleep_log(logger, logging.ERROR),
+        reraise=True,
+    )(lambda: runtime.publisher.publish(message, patience=patience))
 
 
 def _settled(traced: Any) -> Any:
@@ -231,6 +269,7 @@ def _given_back(why: str) -> Any:
 
 def _trace_of(exc: Exception, state: str) -> Any:
     logger.info("%s", exc)
+    exc = get_pickleable_exception(exc)
     try:
         raise exc
     except type(exc):

@@ -59,6 +59,12 @@ def delay_delivery_exchange(prefix: str) -> str:
     return f"{prefix}_celery_delayed_delivery"
 
 
+def is_delay_exchange(prefix: str, exchange: str) -> bool:
+    """Return whether an exchange is a level of this application's delay path."""
+    stem, _, level = exchange.rpartition("_")
+    return level.isdigit() and f"{stem}_{level}" == delay_level(prefix, int(level))
+
+
 def delay_target(queue: str) -> str:
     """Return the anchored end of a delay routing key.
 
