@@ -88,7 +88,6 @@ def test_a_contradicting_setting_is_refused(install: Install, name: str) -> None
         assert words in str(caught.value)
 
 
-@pytest.mark.xfail(reason="only app.conf.changes is looked at: other sources are overruled in silence")
 @pytest.mark.parametrize("name", REQUIRED)
 def test_a_contradicting_setting_of_a_config_object_is_refused(install: Install, name: str) -> None:
     """It makes no difference that the setting came by config_from_object."""

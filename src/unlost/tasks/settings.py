@@ -76,16 +76,17 @@ def refuse_contradictions(app: Celery, allowed: dict[str, Any] | None = None) ->
     Raises:
         ConfigurationError: Names the setting, its value, the value unlost needs, and why.
     """
-    chosen = app.conf.changes if allowed else app.conf
+    conf = app.conf
     installed = allowed or getattr(app, "unlost_settings", {})
     for name, (usual, why) in REQUIRED.items():
         needed = installed.get(name, usual)
-        if name in chosen and chosen[name] != needed:
+        # Before install a default is no choice; value_set_for also sees a config object's values.
+        if (allowed is None or conf.value_set_for(name)) and conf[name] != needed:
             raise ConfigurationError(
-                f"{name}={chosen[name]!r} contradicts unlost.install, which needs {name}={needed!r}: "
+                f"{name}={conf[name]!r} contradicts unlost.install, which needs {name}={needed!r}: "
                 f"{why}. Remove the setting."
             )
-    if (chosen.get("broker_transport_options") or {}).get("confirm_publish"):
+    if (conf.get("broker_transport_options") or {}).get("confirm_publish"):
         raise ConfigurationError(
             "broker_transport_options['confirm_publish']=True contradicts unlost.install, which confirms "
             "on connections of its own: Celery's would block the worker's control traffic. Remove it."

@@ -99,7 +99,7 @@ def _arrive(task: ReliableTask, runtime: Runtime, request: dict[str, Any]) -> At
 
 
 def _successors(request: dict[str, Any]) -> int:
-    """Count the dispatches Celery's tracer makes: each group among the links, all others at once, the chain."""
+    """Count what the tracer dispatches: each group among the links, all other links at once, the chain."""
     links = request.get("callbacks") or []
     groups = sum(1 for link in links if len(links) > 1 and link.get("subtask_type") == "group")
     return groups + (len(links) > groups) + bool(request.get("chain"))
