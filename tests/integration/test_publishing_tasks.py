@@ -16,13 +16,14 @@ from celery import Celery, chain, group
 from pydantic import BaseModel, ValidationError
 
 import unlost
-from tests.support.apps import OTHER, WORK, close, declare, reliable_app, shop
+from tests.support.apps import LEVELS, OTHER, WORK, close, declare, reliable_app, shop
 from tests.support.publishing import drained
 from tests.support.raw_amqp import get, open_channel
 from unlost.core import headers as h
 from unlost.core.clock import epoch_ms
 from unlost.errors import ConfigurationError, TopologyError, Unroutable
 from unlost.testing.brokers import Vhost
+from unlost.topology import naming
 
 SECRET = "4111-1111"
 
@@ -187,26 +188,37 @@ def test_a_countdown_of_zero_is_immediate(vhost: Vhost, pay: Any) -> None:
     assert [each.delivery_info["exchange"] for each in drained(vhost, WORK)] == ["shop", "shop"]
 
 
-def test_a_delay_beyond_the_path_is_refused(vhost: Vhost, pay: Any) -> None:
-    """A countdown longer than the delay levels can hold is a ConfigurationError, and nothing is sent."""
-    with pytest.raises(ConfigurationError, match=r"delay\.levels"):
-        pay.apply_async(kwargs={"order_id": 1}, countdown=3600)
-    assert drained(vhost, WORK) == []
+def test_a_delay_beyond_the_path_waits_on_it_with_its_true_due_time(vhost: Vhost, pay: Any) -> None:
+    """A countdown longer than the levels can hold is on the path, and says when it is really due."""
+    asked = time.time() * 1000
+    pay.apply_async(kwargs={"order_id": 1}, countdown=3600)
+    with open_channel(vhost.amqp_url) as channel:
+        found = get(channel, naming.delay_level("shop", LEVELS - 1))
+    assert asked + 3_600_000 - 1 <= found.headers[h.DUE] < asked + 3_660_000
 
 
-def test_a_countdown_to_an_exchange_of_ones_own_is_refused(vhost: Vhost, app: Celery) -> None:
+@pytest.fixture
+def exchange(vhost: Vhost, app: Celery) -> str:
+    """Declare an exchange that is not the topology's, bound to one of its queues."""
+    with open_channel(vhost.amqp_url) as channel:
+        channel.exchange_declare("warehouse", "topic", durable=True, auto_delete=False)
+        channel.queue_bind(OTHER, "warehouse", "packing")
+    return "warehouse"
+
+
+def test_a_countdown_to_an_exchange_of_ones_own_is_refused(vhost: Vhost, app: Celery, exchange: str) -> None:
     """The delay path ends at a queue, so an explicit exchange with a countdown is a ConfigurationError."""
     with pytest.raises(ConfigurationError, match=r"warehouse\.pack.*queue="):
-        app.send_task("warehouse.pack", exchange="shop", routing_key=WORK, countdown=5)
-    assert drained(vhost, WORK) == []
+        app.send_task("warehouse.pack", exchange=exchange, routing_key="packing", countdown=5)
+    assert drained(vhost, OTHER) == []
 
 
-def test_an_exchange_of_ones_own_is_confirmed_too(vhost: Vhost, app: Celery) -> None:
+def test_an_exchange_of_ones_own_is_confirmed_too(vhost: Vhost, app: Celery, exchange: str) -> None:
     """With an explicit exchange and key the message is routed by them, mandatory like all others."""
-    app.send_task("warehouse.pack", exchange="shop", routing_key=OTHER)
+    app.send_task("warehouse.pack", exchange=exchange, routing_key="packing")
     assert only(vhost, OTHER).headers["task"] == "warehouse.pack"
     with pytest.raises(Unroutable):
-        app.send_task("warehouse.pack", exchange="shop", routing_key="nowhere")
+        app.send_task("warehouse.pack", exchange=exchange, routing_key="nowhere")
 
 
 def test_an_unknown_queue_is_refused_with_a_suggestion(vhost: Vhost, app: Celery, pay: Any) -> None:

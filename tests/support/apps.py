@@ -16,9 +16,12 @@ from unlost.topology.model import Delay, Topology, WorkQueue
 WORK = "shop.work"
 OTHER = "shop.other"
 
+#: Few delay levels, because each costs time to declare; the longest delay is 15 s.
+LEVELS = 4
 
-def shop(levels: int = 4) -> Topology:
-    """Build a topology of two work queues, with few delay levels, because each costs time to declare."""
+
+def shop(levels: int = LEVELS) -> Topology:
+    """Build a topology of two work queues."""
     return Topology(name="shop", queues={WORK: WorkQueue(), OTHER: WorkQueue()}, delay=Delay(levels=levels))
 
 

@@ -6,19 +6,23 @@ row in ``runs`` and each effect a row in ``effects``, in the store's own databas
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
 import time
+from datetime import timedelta
 from typing import Any
 
 from celery import Celery
+from celery.exceptions import Ignore, Reject
 from pydantic import BaseModel
 from sqlalchemy import Column, Integer, MetaData, String, Table, insert
 from tenacity import stop_after_attempt, wait_fixed
 
 import unlost
 from unlost.errors import Permanent
+from unlost.testing.waiting import wait_until
 
 metadata = MetaData()
 runs = Table("runs", metadata, Column("id", Integer, primary_key=True), Column("label", String(64)))
@@ -26,6 +30,8 @@ effects = Table("effects", metadata, Column("id", Integer, primary_key=True), Co
 
 app = Celery("misbehaving")
 runtime = unlost.install(app, topology=os.environ["TEST_TOPOLOGY"])
+if "TEST_CONFIG" in os.environ:
+    app.config_from_object(json.loads(os.environ["TEST_CONFIG"]))
 engine = runtime.ledger.engine
 with engine.begin() as _connection:
     metadata.create_all(_connection)
@@ -38,6 +44,12 @@ def note(label: str) -> int:
     """Leave a trace of a run and return how many there are of this label."""
     with engine.begin() as connection:
         connection.execute(insert(runs).values(label=label))
+    return count(label)
+
+
+def count(label: str) -> int:
+    """Return how many runs of this label there are."""
+    with engine.connect() as connection:
         return len(connection.execute(runs.select().where(runs.c.label == label)).all())
 
 
@@ -149,6 +161,155 @@ def calls(self: Any, label: str) -> None:
     """Call the body of another task directly."""
     recovers_body = parcel(number=7)
     note(f"{label}-{recovers_body}")
+
+
+@task(name="t.stamps_time")
+def stamps_time(self: Any, label: str) -> None:
+    """Say when it ran: epoch milliseconds."""
+    note(f"{label}-{time.time_ns() // 1_000_000}")
+
+
+@task(name="t.waits")
+def waits(self: Any, label: str) -> None:
+    """Keep a slot until somebody leaves the trace ``release``."""
+    note(label)
+    wait_until(lambda: count("release"), timedelta(seconds=60), "it is released")
+
+
+@task(name="t.holds_work")
+def holds_work(self: Any, label: str) -> None:
+    """Have an effect whose transaction stays open for a minute."""
+    note(label)
+    with self.unit_of_work() as work:
+        work.connection.execute(insert(effects).values(label=label))
+        time.sleep(60)
+
+
+@task(name="t.outlives_its_end")
+def outlives_its_end(self: Any, label: str) -> None:
+    """Ignore the signal that shall end it, and try to commit once the trace ``release`` is there."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    note(label)
+    wait_until(lambda: count("release"), timedelta(seconds=60), "it is released")
+    with self.unit_of_work() as work:
+        work.connection.execute(insert(effects).values(label=label))
+
+
+def ignored_at_start(self: Any, _id: str, _args: Any, _kwargs: Any) -> None:
+    """Refuse to start, in Celery's way of saying that nothing shall be recorded."""
+    note("before-start")
+    raise Ignore("not today")
+
+
+def broken_at_start(self: Any, _id: str, _args: Any, _kwargs: Any) -> None:
+    """Fail before the body."""
+    note("before-start")
+    raise RuntimeError("before the body")
+
+
+@task(name="t.ignored_at_start", retry=TWICE, before_start=ignored_at_start)
+def never_started(self: Any, label: str) -> None:
+    """Never run: the hook ahead of it raises Ignore."""
+    note(label)
+
+
+@task(name="t.broken_at_start", retry=TWICE, before_start=broken_at_start)
+def never_reached(self: Any, label: str) -> None:
+    """Never run: the hook ahead of it fails."""
+    note(label)
+
+
+@task(name="t.replaces")
+def replaces(self: Any, label: str) -> None:
+    """Put another task in this one's place."""
+    note(label)
+    raise self.replace(effect.si(f"{label}-replacement"))
+
+
+@task(name="t.ignores")
+def ignores(self: Any, label: str) -> None:
+    """End without a state, a result or links."""
+    note(label)
+    raise Ignore("no longer wanted")
+
+
+def broken_hook(self: Any, *_details: Any) -> None:
+    """Fail in a hook."""
+    note("hook")
+    raise RuntimeError("the hook is broken")
+
+
+def rejecting_hook(self: Any, *_details: Any) -> None:
+    """Reject, in a hook, what is done."""
+    note("hook")
+    raise Reject("no more of this", requeue=False)
+
+
+@task(name="t.fails_twice_over", on_failure=broken_hook)
+def fails_twice_over(self: Any, label: str) -> None:
+    """Fail, and then fail in the hook."""
+    note(label)
+    raise Permanent(f"{label} can never succeed")
+
+
+@task(name="t.rejected_afterwards", on_success=rejecting_hook)
+def rejected_afterwards(self: Any, label: str) -> None:
+    """Succeed, and be rejected by the hook."""
+    note(label)
+
+
+@app.task(name="t.plain", bind=True, max_retries=3)
+def plain(self: Any, label: str) -> None:
+    """Retry once, as a task of plain Celery."""
+    if note(label) == 1:
+        raise self.retry(countdown=1, exc=RuntimeError("once"))
+
+
+@task(name="t.spends_its_own_budget", retry=TWICE)
+def spends_its_own_budget(self: Any, label: str) -> None:
+    """Ask for a retry that its own budget, smaller than the policy's, does not have."""
+    note(label)
+    raise self.retry(countdown=1, max_retries=0, exc=RuntimeError("its own budget"))
+
+
+@task(name="t.returns_model")
+def returns_model(self: Any, number: int) -> Parcel:
+    """Return a model."""
+    note("returned")
+    return Parcel(number=number)
+
+
+@task(name="t.returns_object", retry=TWICE)
+def returns_object(self: Any, label: str) -> object:
+    """Return what is no JSON."""
+    note(label)
+    return object()
+
+
+@task(name="t.records_object", retry=TWICE)
+def records_object(self: Any, label: str) -> None:
+    """Record as its result what is no JSON."""
+    note(label)
+    with self.unit_of_work() as work:
+        work.connection.execute(insert(effects).values(label=label))
+        work.result = object()
+
+
+@task(name="t.commits_and_returns_object")
+def commits_and_returns_object(self: Any, label: str) -> object:
+    """Commit, and then return what is no JSON."""
+    note(label)
+    with self.unit_of_work() as work:
+        work.connection.execute(insert(effects).values(label=label))
+        work.result = f"{label}-done"
+    return object()
+
+
+@task(name="t.leaves_trace")
+def leaves_trace(self: Any, label: str) -> str:
+    """Leave a trace and pass its label on."""
+    note(label)
+    return label
 
 
 def go_wrong(what: str) -> None:

@@ -50,14 +50,14 @@ def demo(
         seed=seed,
         environ=environ,
     )
-    folder = Path(tempfile.mkdtemp(prefix="unlost-demo-"))
-    try:
-        with start_broker(environ=environ) as broker, broker.fresh_vhost() as vhost:
-            console.print(_opening(what, broker))
+    with start_broker(environ=environ) as broker, broker.fresh_vhost() as vhost:
+        folder = Path(tempfile.mkdtemp(prefix="unlost-demo-"))
+        console.print(_opening(what, broker))
+        try:
             with _progress(console) as on_progress:
                 result = what.run(broker, vhost, folder, on_progress)
-    except HarnessError as exc:
-        raise type(exc)(f"{exc} (logs are kept in {folder})") from exc
+        except HarnessError as exc:
+            raise type(exc)(f"{exc} (history and logs are kept in {folder})") from exc
     status = exit_status(result.figures)
     _report(result, console, "Plain Celery" if plain else "unlost")
     if keep or status != 0:

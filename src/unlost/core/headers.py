@@ -14,6 +14,7 @@ from typing import Any
 from unlost.core.clock import epoch_ms
 from unlost.core.ids import Generation, MessageId
 
+PREFIX = "x-unlost-"
 VERSION = "x-unlost-v"
 KEY = "x-unlost-key"
 CORRELATION_ID = "x-unlost-correlation-id"

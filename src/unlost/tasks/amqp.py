@@ -7,6 +7,7 @@ remote control) keeps kombu's own producer: confirms there would block the worke
 
 from __future__ import annotations
 
+import math
 import uuid
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -27,6 +28,7 @@ from unlost.topology import naming
 from unlost.topology.model import Topology
 
 REDACTED = "<redacted>"
+PERSISTENT = 2
 
 
 class ConfirmingProducer(Producer):
@@ -156,6 +158,10 @@ class ReliableAMQP(AMQP):
         def send_reliably(producer: Any, name: str, message: Any, **options: Any) -> Any:
             # The broker would drop what expires; the worker checks our header and says so.
             options.pop("expiration", None)
+            # Ours: equal over all attempts, and stored on disk.
+            options.pop("message_id", None)
+            options["delivery_mode"] = PERSISTENT
+            _refuse_serializer(name, options.get("serializer"))
             self._forget_delivery(options)
             if options.get("exchange"):
                 _refuse_delay(name, message.headers)
@@ -214,9 +220,18 @@ class ReliableAMQP(AMQP):
         if expires := mine.pop("expires", None):
             mine[h.EXPIRES] = epoch_ms(moment_of(expires))
         for name, value in h.strip(headers).items():
-            mine.setdefault(name, value)
+            if not name.startswith(h.PREFIX):
+                mine.setdefault(name, value)
         identity = MessageId(mine["task"], mine["id"], mine.get("replaced_task_nesting") or 0)
         message.properties["message_id"] = amqp_message_id(identity, Generation(0, 1))
+
+
+def _refuse_serializer(name: str, serializer: str | None) -> None:
+    if serializer not in (None, "json"):
+        raise ConfigurationError(
+            f"{name} is published with serializer={serializer!r}: only JSON is accepted; pass data that "
+            "JSON can hold"
+        )
 
 
 def _refuse_delay(name: str, headers: Any) -> None:
@@ -247,7 +262,11 @@ def route(topology: Topology, queue: str, due: datetime | None) -> tuple[str, st
 def _due(countdown: float | None, eta: datetime | str | None) -> datetime | None:
     if eta:
         return moment_of(eta)
-    return datetime.now(UTC) + timedelta(seconds=countdown) if countdown and countdown > 0 else None
+    if countdown is None:
+        return None
+    if not math.isfinite(countdown):
+        raise ValueError(f"countdown={countdown} is no time to wait")
+    return datetime.now(UTC) + timedelta(seconds=countdown) if countdown > 0 else None
 
 
 def _queue_name(queue: Any) -> str | None:
