@@ -23,7 +23,7 @@ demo-plain: $(READY) broker ## The same load and kills on plain Celery.
 	@$(BIN)/unlost demo --plain $(ARGS)
 
 test: $(READY) broker ## Run all tests; what needs a broker runs on every one that can be had.
-	@$(BIN)/pytest $(ARGS)
+	@$(BIN)/pytest --numprocesses=2 --dist=loadfile $(ARGS)
 
 check: $(READY) ## Lint, types and layers only.
 	@$(BIN)/pytest tests/unit/test_architecture.py $(ARGS)

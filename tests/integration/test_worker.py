@@ -43,6 +43,19 @@ def test_a_failure_is_retried_and_then_dead_lettered_with_its_reason(shop: Bench
     assert json.loads(body)[0] == ["f"]
 
 
+def test_a_letter_that_is_moved_back_by_any_tool_is_run_again(shop: Bench) -> None:
+    """The letter as it lies there, published to its queue, is a redrive with a budget of its own."""
+    shop.start()
+    shop.call("m.fails.delay('f')")
+    shop.wait_for(shop.letters, "the letter is there")
+    [(headers, body)] = shop.letters()
+    shop.publish_raw(body, headers, content_type="application/json", content_encoding="utf-8")
+    shop.wait_for(lambda: len(shop.letters()) == 2, "it failed again")
+    again = shop.letters()[1][0]
+    assert (again["x-unlost-redrives"], again["x-unlost-attempt"]) == (1, 2)
+    assert shop.runs()["f"] == 4
+
+
 def test_a_permanent_failure_is_not_retried(shop: Bench) -> None:
     """``Permanent`` makes a letter of the first attempt."""
     shop.start()

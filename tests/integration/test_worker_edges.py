@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from celery import Celery
 
 from tests.support.misbehaving_topology import TOPOLOGY
 from tests.support.workers import Bench, bench
@@ -37,7 +38,7 @@ def shop(vhost: Vhost, tmp_path: Path) -> Iterator[Bench]:
 
 def publish(shop: Bench, task: str, *args: Any, embed: Any = None, **headers: Any) -> str:
     """Publish as a plain Celery client does, which knows nothing of us; return the task id."""
-    given = {"lang": "py", "task": task, "id": uuid.uuid4().hex, "retries": 0, **headers}
+    given: dict[str, Any] = {"lang": "py", "task": task, "id": uuid.uuid4().hex, "retries": 0, **headers}
     shop.publish_raw(json.dumps([args, {}, embed or {}]), given, **JSON)
     return str(given["id"])
 
@@ -54,7 +55,8 @@ def deliver_again(shop: Bench, copy: tuple[str, Mapping[str, Any]]) -> None:
 
     What its settlement dispatched has then run as well: it was queued before the second of the two markers.
     """
-    shop.publish_raw(*copy, **JSON)
+    body, headers = copy
+    shop.publish_raw(body, headers, **JSON)
     work_off(shop)
 
 
@@ -100,10 +102,9 @@ def traces(shop: Bench) -> dict[str, int]:
 
 def revoke(shop: Bench, task_id: str, *, terminate: bool = False) -> None:
     """Revoke a task; returns when the one worker has answered."""
-    answer = shop.call(
-        f"print(m.app.control.revoke({task_id!r}, terminate={terminate}, reply=True, timeout=20, limit=1))"
-    )
-    assert "ok" in answer
+    with Celery(broker=shop.vhost.amqp_url, set_as_current=False) as app:
+        [answer] = app.control.revoke(task_id, terminate=terminate, reply=True, timeout=20, limit=1)
+    assert "ok" in str(answer)
 
 
 @pytest.mark.parametrize("when", ["it is delayed", "the slot is busy"])
@@ -167,7 +168,9 @@ def test_a_body_that_outlives_its_termination_is_fenced(shop: Bench) -> None:
     shop.call("m.note('release')")
     publish(shop, "t.effect", "after")
     shop.wait_for(lambda: shop.effects()["after"] == 1, "work goes on")
-    shop.wait_for(lambda: "cannot run now" in shop.log(), "the body has ended, fenced")
+    shop.wait_for(
+        lambda: "Discarding revoked task: t.outlives" in shop.log(), "its copy came back and was acked"
+    )
     work_off(shop)
     assert shop.effects() == {"after": 1}
     assert state_of(shop, "stubborn") == "cancelled"
@@ -313,10 +316,6 @@ MALFORMED: dict[str, dict[str, Any]] = {
     "stamps": {"stamped_headers": ["a"], "stamps": 5},
     "embed replaces the request": {"embed": {"properties": 5}},
     "callbacks": {"embed": {"callbacks": 5}},
-    "callbacks of numbers": {"embed": {"callbacks": [5, 6]}},
-    "a callback of nothing": {"embed": {"callbacks": [{}]}},
-    "a chain of numbers": {"embed": {"chain": [5]}},
-    "an errback of a number": {"embed": {"errbacks": [5]}},
 }
 
 
@@ -374,7 +373,8 @@ def test_links_that_are_dispatched_again_run_once(shop: Bench) -> None:
     shop.call(
         "from celery import chain, group\n"
         "trace = m.leaves_trace\n"
-        "links = [group(trace.si('g1'), trace.si('g2')), chain(trace.si('c1'), trace.si('c2')), trace.si('l')]\n"
+        "pair = lambda of, name: of(trace.si(f'{name}1'), trace.si(f'{name}2'))\n"
+        "links = [pair(group, 'g'), pair(chain, 'c'), trace.si('l')]\n"
         "m.commits_then.apply_async(('d', 'kill'), link=links)"
     )
     copy = peek(shop)
@@ -390,7 +390,10 @@ def test_links_that_are_dispatched_again_run_once(shop: Bench) -> None:
 
 @pytest.mark.parametrize(
     ("late", "named"),
-    [({"task_acks_late": False}, "task_acks_late"), ({"task_acks_late": True}, "task_reject_on_worker_lost")],
+    [
+        ({"task_acks_late": False}, "task_acks_late=False"),
+        ({"task_acks_late": True}, "task_reject_on_worker_lost=None"),
+    ],
     ids=["a wrong value", "a value that is gone"],
 )
 def test_settings_thrown_away_after_install_keep_a_worker_from_starting(
@@ -400,7 +403,7 @@ def test_settings_thrown_away_after_install_keep_a_worker_from_starting(
     with bench(vhost, tmp_path, TEST_CONFIG=json.dumps(late)) as shop:
         worker = shop.start(wait=False)
         assert worker.wait(30) == 2
-        assert f"{named}=False contradicts unlost.install" in shop.log()
+        assert f"{named} contradicts unlost.install" in shop.log()
         assert "Traceback" not in shop.log()
 
 

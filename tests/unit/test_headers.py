@@ -180,3 +180,19 @@ def test_the_nesting_belongs_to_the_identity() -> None:
 
     assert h.message_id_of(headers) == MessageId("t", "m", 2)
     assert str(h.message_id_of(headers)) == "t[m]+2"
+
+
+def test_a_letter_that_is_delivered_again_is_a_redrive() -> None:
+    """Its generation is the first attempt of the next redrive, and its retry is a letter no more."""
+    dead = h.letter({h.REDRIVES: 2, h.ATTEMPT: 5}, Generation(2, 5), h.Failure(reason="permanent"))
+    assert h.generation_of(dead) == Generation(3, 1)
+    retried = h.successor(dead, Generation(3, 2), None)
+    assert h.generation_of(retried) == Generation(3, 2)
+    assert not any(name.startswith("x-unlost-death-") for name in retried)
+
+
+def test_a_letter_that_is_held_remains_the_same_redrive() -> None:
+    """A copy that waits keeps what makes it a redrive."""
+    dead = h.letter({h.REDRIVES: 0}, Generation(0, 1), h.Failure(reason="permanent"))
+    due = datetime(2026, 1, 1, tzinfo=UTC)
+    assert h.generation_of(h.held(dead, due)) == h.generation_of(dead) == Generation(1, 1)

@@ -108,7 +108,9 @@ def test_a_foreign_holder_is_not_gone(holder: str) -> None:
     assert not is_gone(holder)
 
 
-@pytest.mark.parametrize("unreadable", [{"stat"}, {"boot_id"}, {"stat", "boot_id"}], ids=str)
+@pytest.mark.parametrize(
+    "unreadable", [{"stat"}, {"boot_id"}, {"stat", "boot_id"}], ids=lambda names: "+".join(sorted(names))
+)
 def test_what_cannot_be_read_proves_nothing(unreadable: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """A process without a free file descriptor must not take its neighbours for dead."""
     before, read = make_holder(), Path.read_text

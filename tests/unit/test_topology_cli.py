@@ -123,3 +123,15 @@ def test_a_management_url_that_is_none_is_refused(url: str) -> None:
     with pytest.raises(ConfigurationError, match="http://user:password@host:15672") as caught:
         Management(url, "/")
     assert "s3kret" not in str(caught.value)
+
+
+def test_a_command_whose_extra_is_not_installed_says_which(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the extra that it needs, a command ends in one line that names it, and status 2."""
+    monkeypatch.setitem(sys.modules, "psutil", None)
+    for name in [name for name in sys.modules if name.startswith(("unlost.chaos.crew", "unlost.chaos.demo"))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delitem(sys.modules, "unlost.chaos.runner", raising=False)
+    monkeypatch.delitem(sys.modules, "unlost.cli.demo", raising=False)
+    result = CliRunner().invoke(main, ["demo"])
+    assert result.exit_code == 2
+    assert "pip install 'unlost[chaos]'" in result.output

@@ -38,6 +38,7 @@ DEATH_EXCEPTION = "x-unlost-death-exception"
 DEATH_TRACEBACK = "x-unlost-death-traceback"
 DEATH_WORKER = "x-unlost-death-worker"
 DEATH_FAILED_AT = "x-unlost-death-failed-at"
+_DEATH = "x-unlost-death-"
 
 CURRENT_VERSION = 1
 
@@ -78,8 +79,16 @@ def strip(headers: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def generation_of(headers: Mapping[str, Any]) -> Generation:
-    """Return the generation a delivery claims; a message of plain Celery is the first."""
-    return Generation(_integer(headers, REDRIVES, 0), _integer(headers, ATTEMPT, 1, least=1))
+    """Return the generation a delivery claims; a message of plain Celery is the first.
+
+    A dead letter that is delivered as a task was sent back, by whatever tool: that is a redrive, also
+    when the tool (a shovel, say) knows nothing of ours and did not raise the number. Taken at its word it
+    would be what the ledger has declared dead, and be acked.
+    """
+    redrives = _integer(headers, REDRIVES, 0)
+    if DEATH_REASON in headers:
+        return Generation(redrives + 1, 1)
+    return Generation(redrives, _integer(headers, ATTEMPT, 1, least=1))
 
 
 def message_id_of(headers: Mapping[str, Any]) -> MessageId:
@@ -96,7 +105,7 @@ def _integer(headers: Mapping[str, Any], name: str, default: int, *, least: int 
 
 def successor(headers: Mapping[str, Any], generation: Generation, due: datetime | None) -> dict[str, Any]:
     """Return the headers of the next attempt: the same message, another attempt, a time to run."""
-    changed = strip(headers)
+    changed = {name: value for name, value in strip(headers).items() if not name.startswith(_DEATH)}
     changed[ATTEMPT] = generation.attempt
     changed[REDRIVES] = generation.redrives
     changed["retries"] = generation.attempt - 1

@@ -94,7 +94,7 @@ def _forget_errbacks(task: ReliableTask) -> None:
 def _run(task: ReliableTask, runtime: Runtime, attempt: Attempt, args: Any, kwargs: Any) -> Any:
     try:
         returned = _invoke(task, attempt, args, kwargs)
-        result = None if attempt.completed else encode_result(returned)
+        result = encode_result(returned)
     except (MemoryError, SystemExit, KeyboardInterrupt, GeneratorExit) as exc:
         if attempt.completed and not (isinstance(exc, SystemExit) and terminate_handler_fired()):
             logger.exception("%s raised after its unit of work had committed: it is done", attempt.message)
@@ -111,7 +111,7 @@ def _run(task: ReliableTask, runtime: Runtime, attempt: Attempt, args: Any, kwar
             raise
         raise ending from exc
     if attempt.completed:
-        _check_result(attempt, returned)
+        _check_result(attempt, result)
     else:
         _complete(runtime, attempt, result)
     return _finish(task, attempt)
@@ -145,8 +145,8 @@ def _invoke(task: ReliableTask, attempt: Attempt, args: Any, kwargs: Any) -> Any
     return task.run(payload)
 
 
-def _check_result(attempt: Attempt, returned: Any) -> None:
-    if returned is not None and encode_result(returned) != attempt.result:
+def _check_result(attempt: Attempt, result: str | None) -> None:
+    if result is not None and result != attempt.result:
         logger.warning(
             "%s returned a value that its unit of work did not record: links and duplicates receive "
             "work.result; assign it inside the block",
@@ -214,12 +214,15 @@ def verdict_of(policy: RetryPolicy, attempt: Attempt, exc: Exception) -> TryAgai
     if isinstance(exc, InvalidPayload):
         return GiveUp("invalid-payload")
     since_start = timedelta(milliseconds=max(0, epoch_ms(datetime.now(UTC)) - attempt.row.started_ms))
-    return policy.decide(
-        exc,
-        attempt=attempt.row.generation.attempt,
-        since_start=since_start,
-        always=(SoftTimeLimitExceeded, StoreUnavailable),
-    )
+    number = attempt.row.generation.attempt
+    try:
+        return policy.decide(
+            exc, attempt=number, since_start=since_start, always=(SoftTimeLimitExceeded, StoreUnavailable)
+        )
+    except Exception:
+        # The application's own wait or stop: it would raise again, and the body must not run for that.
+        logger.exception("%s: its retry policy raised", attempt.message)
+        return GiveUp("retry-policy-failed")
 
 
 def delay_of(retry: Retry) -> timedelta:

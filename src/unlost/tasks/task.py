@@ -57,17 +57,17 @@ class ReliableTask(Task):
     @classmethod
     def bind(cls, app: Any) -> Any:
         """Bind the task class to its app, and refuse a queue that the topology does not have."""
+        # Celery binds twice; after the first its settings are filled in, and a worker's start checks those.
+        if has_runtime(app) and cls.__dict__.get("_app") is not app:
+            refuse_unsafe(cls, runtime_of(app))
         own = {name: cls.__dict__[name] for name in _DEPRECATED_BY_CELERY if name in cls.__dict__}
         for name in own:
             delattr(cls, name)
         try:
-            bound = super().bind(app)
+            return super().bind(app)
         finally:
             for name, value in own.items():
                 setattr(cls, name, value)
-        if has_runtime(app):
-            refuse_unsafe(cls, runtime_of(app))
-        return bound
 
     @property
     def _runtime(self) -> Runtime:
@@ -203,7 +203,8 @@ def refuse_unsafe(task: type[ReliableTask], runtime: Runtime) -> None:
         runtime.topology.work_queue(task.queue)
     late = "late_ack" not in runtime.settings.dangerously_without
     for name, needed in (("acks_late", late), ("Request", ReliableTask.Request)):
-        if getattr(task, name) != needed:
+        # None, until Celery binds the task, stands for the setting.
+        if getattr(task, name) not in (None, needed):
             raise ConfigurationError(
                 f"task {task.name}: {name}={getattr(task, name)!r} contradicts ReliableTask, which needs "
                 f"{needed!r}: otherwise a killed process loses the task. Remove the attribute."
