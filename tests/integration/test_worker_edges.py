@@ -316,6 +316,10 @@ MALFORMED: dict[str, dict[str, Any]] = {
     "stamps": {"stamped_headers": ["a"], "stamps": 5},
     "embed replaces the request": {"embed": {"properties": 5}},
     "callbacks": {"embed": {"callbacks": 5}},
+    "links that are numbers": {"embed": {"callbacks": [5, 6]}},
+    "a link without a task": {"embed": {"callbacks": [{}]}},
+    "a chain of numbers": {"embed": {"chain": [5]}},
+    "errbacks that are numbers": {"embed": {"errbacks": [5]}},
 }
 
 

@@ -63,7 +63,13 @@ def _problem_of_embed(embed: Mapping[str, Any]) -> str | None:
             return f"embed has an unknown key {name!r}"
         if value is not None and not isinstance(value, _EMBED[name]):
             return f"embed[{name!r}] has the wrong type"
+        if not all(_is_signature(each) for each in (value if isinstance(value, list) else [value])):
+            return f"embed[{name!r}] holds what is no signature"
     return None
+
+
+def _is_signature(value: Any) -> bool:
+    return value is None or (isinstance(value, Mapping) and isinstance(value.get("task"), str))
 
 
 def _is_short(text: str) -> bool:

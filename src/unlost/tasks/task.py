@@ -38,6 +38,10 @@ class ReliableTask(Task):
 
     abstract = True
     Request = "unlost.tasks.request:ReliableRequest"
+    # On the class, so that no setting of the app, made before or after install, can change them.
+    acks_late = True
+    acks_on_failure = False
+    reject_on_worker_lost = True
 
     queue: ClassVar[str | None] = None
     payload: ClassVar[type[BaseModel] | None] = None
@@ -57,9 +61,10 @@ class ReliableTask(Task):
     @classmethod
     def bind(cls, app: Any) -> Any:
         """Bind the task class to its app, and refuse a queue that the topology does not have."""
-        # Celery binds twice; after the first its settings are filled in, and a worker's start checks those.
-        if has_runtime(app) and cls.__dict__.get("_app") is not app:
+        if has_runtime(app):
             refuse_unsafe(cls, runtime_of(app))
+            if "late_ack" in runtime_of(app).settings.dangerously_without:
+                cls.acks_late = cls.reject_on_worker_lost = False
         own = {name: cls.__dict__[name] for name in _DEPRECATED_BY_CELERY if name in cls.__dict__}
         for name in own:
             delattr(cls, name)
@@ -201,11 +206,11 @@ def refuse_unsafe(task: type[ReliableTask], runtime: Runtime) -> None:
     """
     if task.queue is not None:
         runtime.topology.work_queue(task.queue)
-    late = "late_ack" not in runtime.settings.dangerously_without
-    for name, needed in (("acks_late", late), ("Request", ReliableTask.Request)):
-        # None, until Celery binds the task, stands for the setting.
-        if getattr(task, name) not in (None, needed):
+    if "late_ack" in runtime.settings.dangerously_without:
+        return
+    for name in ("acks_late", "acks_on_failure", "reject_on_worker_lost", "Request"):
+        if (found := getattr(task, name)) != (needed := getattr(ReliableTask, name)):
             raise ConfigurationError(
-                f"task {task.name}: {name}={getattr(task, name)!r} contradicts ReliableTask, which needs "
-                f"{needed!r}: otherwise a killed process loses the task. Remove the attribute."
+                f"task {task.name}: {name}={found!r} contradicts ReliableTask, which needs {needed!r}: "
+                "otherwise a killed process loses the task. Remove the attribute."
             )
