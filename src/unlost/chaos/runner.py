@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import subprocess
-import threading
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -32,6 +33,10 @@ CHECKERS = (
     checker.ExclusiveEnd(),
     checker.Active(),
 )
+
+
+#: RabbitMQ 3.10 may lose the leader of a quorum queue that was declared moments before a SIGKILL.
+GRACE = timedelta(seconds=5)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +123,7 @@ class Run:
         self._on_progress = on_progress
         self._published = 0
         self._nemesis: KillWorkers | None = None
+        self._began = time.monotonic()
         self._logs.mkdir(parents=True)
 
     def __call__(self) -> Result:
@@ -176,29 +182,39 @@ class Run:
                 stdout=subprocess.PIPE,
                 stderr=log,
             )
-        follower = threading.Thread(target=self._follow, args=(client, recorder), daemon=True)
-        follower.start()
-        try:
-            status = client.wait(plan.patience.total_seconds())
-        except subprocess.TimeoutExpired as exc:
-            raise HarnessError(f"the load did not end within {plan.patience}; see {self._logs}") from exc
-        finally:
-            client.kill()
-            follower.join()
-            if client.stdout is not None:
-                client.stdout.close()
+        with ThreadPoolExecutor(2, thread_name_prefix="unlost-run") as helpers:
+            following = helpers.submit(self._follow, client, recorder, helpers)
+            try:
+                status = client.wait(plan.patience.total_seconds())
+            except subprocess.TimeoutExpired as exc:
+                raise HarnessError(f"the load did not end within {plan.patience}; see {self._logs}") from exc
+            finally:
+                client.kill()
+                restarting = following.result()
+                if client.stdout is not None:
+                    client.stdout.close()
+            # The broker is healed before anything is drained, and a failure to do so ends the run.
+            if restarting is not None:
+                restarting.result()
         if status != 0:
             raise HarnessError(f"the client ended with status {status}; see {self._logs / 'client.log'}")
 
-    def _follow(self, client: subprocess.Popen[bytes], recorder: Recorder) -> None:
+    def _follow(
+        self, client: subprocess.Popen[bytes], recorder: Recorder, helpers: Executor
+    ) -> Future[None] | None:
         """Count what the client has published, and restart the broker when it is time."""
-        restart_at = self._plan.restart_broker_at
+        restart_at, restarting = self._plan.restart_broker_at, None
         for _ in client.stdout or ():
             self._published += 1
             self._tell("load under faults")
             if restart_at is not None and self._published >= restart_at * self._plan.messages:
                 restart_at = None
-                threading.Thread(target=restart_broker, args=(self._broker, recorder)).start()
+                restarting = helpers.submit(self._restart_broker, recorder)
+        return restarting
+
+    def _restart_broker(self, recorder: Recorder) -> None:
+        time.sleep(max(0.0, self._began + GRACE.total_seconds() - time.monotonic()))
+        restart_broker(self._broker, recorder)
 
     def _drain(self, workload: Workload, recorder: Recorder) -> None:
         plan = self._plan
