@@ -4,6 +4,14 @@ from __future__ import annotations
 
 from tests.support.brokers import add_options as pytest_addoption
 from tests.support.brokers import broker, own_broker, vhost
+from tests.support.brokers import fail_skipped as pytest_runtest_makereport
 from tests.support.brokers import parametrize as pytest_generate_tests
 
-__all__ = ["broker", "own_broker", "pytest_addoption", "pytest_generate_tests", "vhost"]
+__all__ = [
+    "broker",
+    "own_broker",
+    "pytest_addoption",
+    "pytest_generate_tests",
+    "pytest_runtest_makereport",
+    "vhost",
+]

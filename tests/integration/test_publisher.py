@@ -110,11 +110,21 @@ def test_an_unroutable_message_is_named_and_only_it(
     assert good.message_id in ids(drained(vhost))
 
 
+#: Stands for a body that is one byte longer than the broker takes.
+TOO_LARGE = "too large"
+
+
+def largest_body(vhost: Vhost) -> int:
+    """Return how many bytes the broker takes by default: 16 MiB from 4.0 on, 128 MiB before."""
+    with Management(vhost.management_url, vhost.name) as management:
+        return (16 if management.version() >= (4, 0) else 128) * 1024 * 1024
+
+
 @pytest.mark.parametrize(
     "impossible",
     [
         {"headers": {"big": "x" * 200_000}},
-        {"body": "x" * 20_000_000},
+        {"body": TOO_LARGE},
         {"headers": {"object": object()}},
         {"headers": {"number": 1 << 70}},
         {"message_id": "x" * 300},
@@ -127,17 +137,14 @@ def test_a_message_that_amqp_cannot_carry_is_refused_at_once(
     vhost: Vhost, queue: str, impossible: dict[str, Any]
 ) -> None:
     """What can never be stored is refused without a second try, without doubt, and shows no payload."""
-    if "body" in impossible:
-        # RabbitMQ before 4.0 takes up to 128 MiB.
-        with Management(vhost.management_url, vhost.name) as management:
-            if management.version() < (4, 0):
-                pytest.skip("this broker takes bodies of that size")
+    if impossible.get("body") == TOO_LARGE:
+        impossible = {"body": b"x" * (largest_body(vhost) + 1)}
     began = time.monotonic()
     with publisher(vhost.amqp_url) as publishing:
         with pytest.raises(errors.Refused) as caught:
             publishing.publish(message(**impossible))
         publishing.publish(message(body="next"))
-    assert elapsed(began) < 5
+    assert elapsed(began) < 10
     assert isinstance(caught.value, OperationalError)
     assert "object at" not in str(caught.value)
     assert [found.body for found in drained(vhost)] == ["next"]

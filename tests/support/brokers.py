@@ -8,7 +8,7 @@ RabbitMQ. pytest groups the tests by provider, so that no more than one shared b
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import pytest
 
@@ -20,7 +20,9 @@ _SCOPES = {"broker": "session", "own_broker": "function"}
 
 def add_options(parser: pytest.Parser) -> None:
     """Add ``--require-broker``."""
-    parser.addoption(REQUIRE, action="store_true", help="fail, instead of skip, tests that find no broker")
+    parser.addoption(
+        REQUIRE, action="store_true", help="fail every test that would be skipped, for want of a broker"
+    )
 
 
 def parametrize(metafunc: pytest.Metafunc) -> None:
@@ -60,6 +62,16 @@ def require(provider: str, config: pytest.Config) -> None:
     if config.getoption(REQUIRE):
         pytest.fail(f"{REQUIRE}: no broker of provider {provider}: {reason}", pytrace=False)
     pytest.skip(f"no broker of provider {provider}: {reason}")
+
+
+@pytest.hookimpl(wrapper=True)
+def fail_skipped(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Under ``--require-broker`` a skipped test has failed, whatever it lacks: green means that it ran."""
+    report = yield
+    if item.config.getoption(REQUIRE) and report.skipped and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = f"{REQUIRE}: skipped: {report.longrepr}"
+    return report
 
 
 def _started(request: pytest.FixtureRequest) -> Iterator[Broker]:
