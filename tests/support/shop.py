@@ -70,11 +70,11 @@ KILLS: dict[str, Any] = {
 }
 
 BURST: dict[str, Any] = {
-    "messages": 300,
+    "messages": 600,
     "rate": 100.0,
     "client_threads": 4,
     "kill_every": timedelta(seconds=2),
-    "restart_broker_at": 0.4,
+    "restart_broker_at": 0.6,
     "options": {"work_ms": 0},
 }
 
