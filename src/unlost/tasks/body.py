@@ -11,11 +11,11 @@ import logging
 import os
 import traceback as tb
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from billiard.common import terminate_handler_fired
 from billiard.exceptions import SoftTimeLimitExceeded
-from celery.exceptions import Ignore, Reject, Retry
+from celery.exceptions import Ignore, Reject, Retry, WorkerShutdown, WorkerTerminate
 from pydantic import ValidationError
 
 from unlost.core import headers as h
@@ -96,7 +96,7 @@ def _run(task: ReliableTask, runtime: Runtime, attempt: Attempt, args: Any, kwar
         returned = _invoke(task, attempt, args, kwargs)
         result = encode_result(returned)
     except (MemoryError, SystemExit, KeyboardInterrupt, GeneratorExit) as exc:
-        if attempt.completed and not (isinstance(exc, SystemExit) and terminate_handler_fired()):
+        if attempt.completed and not _ends_the_worker(exc):
             logger.exception("%s raised after its unit of work had committed: it is done", attempt.message)
             return _finish(task, attempt)
         _crash(runtime, attempt, exc)
@@ -154,12 +154,19 @@ def _check_result(attempt: Attempt, result: str | None) -> None:
         )
 
 
-def _crash(runtime: Runtime, attempt: Attempt, exc: BaseException) -> None:
+def _ends_the_worker(exc: BaseException) -> bool:
+    """Whether this is Celery stopping the process, and no doing of the body."""
+    if isinstance(exc, WorkerShutdown | WorkerTerminate):
+        return True
+    return isinstance(exc, SystemExit) and bool(terminate_handler_fired())
+
+
+def _crash(runtime: Runtime, attempt: Attempt, exc: BaseException) -> NoReturn:
     """Turn what would take the worker down into a counted crash of this message alone.
 
     MemoryError in a body makes the worker's parent exit; SystemExit in a thread pool is never settled.
     """
-    if isinstance(exc, SystemExit) and terminate_handler_fired():
+    if _ends_the_worker(exc):
         raise exc
     logger.error("%s: the body raised %s: counted as a crash", attempt.message, type(exc).__name__)
     attempt.crashed = True
