@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from unlost.core import headers as h
@@ -24,7 +24,8 @@ class Attempt:
     ``row`` is the granted lease, or the recorded outcome that is repeated. ``decided`` is set once the
     attempt has ended in a retry or a letter, ``completed`` once its effect is committed, ``fenced`` when
     somebody else took the message over, ``crashed`` when the body raised what would have ended the
-    process. ``dispatched`` counts up to ``successors`` as links and the next task of a chain are confirmed.
+    process. ``in_process`` counts the attempts that the body made beyond its first. ``dispatched`` counts
+    up to ``successors`` as links and the next task of a chain are confirmed.
     """
 
     message: MessageId
@@ -36,6 +37,7 @@ class Attempt:
     body: bytes | str
     entered: bool = False
     crashed: bool = False
+    in_process: int = 0
     successors: int = 0
     dispatched: int = 0
     has_chord: bool = False
@@ -43,6 +45,16 @@ class Attempt:
     fenced: bool = False
     decided: Row | None = None
     result: Any = None
+
+    @property
+    def number(self) -> int:
+        """Return the number of the present attempt in this redrive, from 1, those in process included."""
+        return self.row.generation.attempt + self.in_process
+
+    @property
+    def ended(self) -> Row:
+        """Return the granted row as the attempt ends: its generation counts the attempts in process."""
+        return replace(self.row, generation=self.row.generation._replace(attempt=self.number))
 
     @property
     def correlation_id(self) -> str:

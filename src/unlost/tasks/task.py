@@ -5,21 +5,28 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from celery import Task
 from celery.exceptions import Retry
 from pydantic import BaseModel, ValidationError
+from tenacity import Retrying, wait_none
+from tenacity.stop import stop_base
+from tenacity.wait import wait_base
 
 from unlost.core.ports import Work
 from unlost.core.retry import RetryPolicy
-from unlost.errors import ConfigurationError
+from unlost.errors import ConfigurationError, RetryLater
 from unlost.tasks.attempt import Attempt
 from unlost.tasks.body import Spent, perform
+from unlost.tasks.inprocess import retrying, since_start
 from unlost.tasks.results import encode_result
 from unlost.tasks.runtime import Runtime, has_runtime, runtime_of
 
 logger = logging.getLogger(__name__)
+
+IMMEDIATELY = wait_none()
 
 #: Attributes whose presence makes Celery 5.7 warn at bind; they mean what they say here.
 _DEPRECATED_BY_CELERY = ("queue", "priority")
@@ -86,9 +93,50 @@ class ReliableTask(Task):
 
     @property
     def attempt(self) -> int:
-        """Return the number of this attempt, from 1."""
+        """Return the number of this attempt, from 1; attempts of :meth:`retrying` count."""
         current = self._current
-        return current.row.generation.attempt if current else 1
+        return current.number if current else 1
+
+    @property
+    def attempts_left(self) -> int | None:
+        """Return how many more attempts the retry policy grants, as of now; ``None`` for no bound."""
+        current = self._current
+        elapsed = since_start(current) if current else timedelta(0)
+        return self._policy.attempts_left(attempt=self.attempt, since_start=elapsed)
+
+    @property
+    def _policy(self) -> RetryPolicy:
+        return self.retry_policy or self._runtime.retries
+
+    def retry_later(self, reason: str = "", *, after: timedelta | None = None) -> RetryLater:
+        """Return what to raise to be tried again, counted, after a delay that the task knows best.
+
+        Args:
+            reason: Why, for the log and the letter.
+            after: The delay; ``None`` leaves it to the retry policy.
+        """
+        return RetryLater(reason, after=after)
+
+    def retrying(self, *, stop: stop_base, wait: wait_base = IMMEDIATELY) -> Retrying:
+        """Return tenacity's controller for immediate attempts inside ``run``, in the same budget.
+
+        ::
+
+            for attempt in self.retrying(stop=stop_after_attempt(3)):
+                with attempt:
+                    rate = ask_the_bank()
+
+        Args:
+            stop: When to stop trying in process; the policy then decides about a later delivery.
+            wait: Seconds between two attempts; the delivery is held meanwhile, so keep it short.
+
+        Raises:
+            ConfigurationError: There is no running attempt.
+        """
+        current = self._current
+        if current is None:
+            raise ConfigurationError(f"{self.name}: retrying() needs an attempt run by a worker")
+        return retrying(self._policy, current, wait=wait, stop=stop)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the body: under settlement when a worker's tracer calls, else as a plain call."""
