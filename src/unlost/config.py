@@ -18,7 +18,15 @@ Guarantee = Literal["confirms", "late_ack", "lease"]
 
 _PREFIX = "UNLOST_"
 
-_DURATIONS = ("confirm_timeout", "publish_patience", "connect_patience", "settle_patience", "lease", "hold")
+_DURATIONS = (
+    "confirm_timeout",
+    "publish_patience",
+    "connect_patience",
+    "settle_patience",
+    "lease",
+    "hold",
+    "park",
+)
 
 
 class Settings(BaseModel):
@@ -33,6 +41,7 @@ class Settings(BaseModel):
             the delivery back.
         lease: How long a lease lasts without renewal; it is renewed three times as often.
         hold: The longest wait of a copy whose message somebody else holds.
+        park: How long a message waits in all for a worker that knows its task or its version.
         max_crashes: Crashes after which a message is poison.
         max_lost: Takeovers after which a message is poison.
         topology_check: ``refuse`` lets no worker start on a topology that is missing; ``warn`` does.
@@ -48,6 +57,7 @@ class Settings(BaseModel):
     settle_patience: timedelta = timedelta(minutes=10)
     lease: timedelta = timedelta(seconds=15)
     hold: timedelta = timedelta(minutes=5)
+    park: timedelta = timedelta(hours=1)
     max_crashes: int = 3
     max_lost: int = 20
     topology_check: Literal["refuse", "warn"] = "refuse"

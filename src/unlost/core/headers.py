@@ -28,6 +28,7 @@ EXPIRES = "x-unlost-expires"
 BUDGET_START = "x-unlost-budget-start"
 CRASHES = "x-unlost-crashes"
 HOLDS = "x-unlost-holds"
+PARKS = "x-unlost-parks"
 #: Put into a request by the parent for the child; never on the wire.
 HOLDER = "x-unlost-holder"
 RAW_BODY = "x-unlost-raw-body"
@@ -110,6 +111,7 @@ def successor(headers: Mapping[str, Any], generation: Generation, due: datetime 
     changed[REDRIVES] = generation.redrives
     changed["retries"] = generation.attempt - 1
     changed.pop(HOLDS, None)
+    changed.pop(PARKS, None)
     return _with_due(changed, due)
 
 
@@ -118,6 +120,24 @@ def held(headers: Mapping[str, Any], due: datetime) -> dict[str, Any]:
     changed = strip(headers)
     changed[HOLDS] = _integer(headers, HOLDS, 0) + 1
     return _with_due(changed, due)
+
+
+def parks_of(headers: Mapping[str, Any]) -> int:
+    """Return how often a message was parked because nobody could handle it."""
+    return _integer(headers, PARKS, 0)
+
+
+def parked(headers: Mapping[str, Any], queue: str, due: datetime) -> dict[str, Any]:
+    """Return the headers of a message that waits for a worker that knows its task, or its version."""
+    changed = strip(headers)
+    changed[PARKS] = parks_of(headers) + 1
+    changed[QUEUE] = queue
+    return _with_due(changed, due)
+
+
+def is_newer(headers: Mapping[str, Any]) -> bool:
+    """Return whether a message was written by a release whose headers we cannot read."""
+    return _integer(headers, VERSION, 0) > CURRENT_VERSION
 
 
 def _with_due(headers: dict[str, Any], due: datetime | None) -> dict[str, Any]:
