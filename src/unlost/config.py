@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from unlost.errors import ConfigurationError
 
@@ -39,6 +39,9 @@ class Settings(BaseModel):
         connect_patience: How long a publish tries to reach a broker that does not answer.
         settle_patience: How long a worker repeats the publish of a retry or a letter before it gives
             the delivery back.
+        payload_warning: Bytes of a message's body above which a warning is logged.
+        payload_limit: Bytes of a message's body above which it is refused before it is sent; at most the
+            broker's ``max_message_size``, which is 16 MiB by default from RabbitMQ 4.0 on.
         lease: How long a lease lasts without renewal; it is renewed three times as often.
         hold: The longest wait of a copy whose message somebody else holds.
         park: How long a message waits in all for a worker that knows its task or its version.
@@ -55,6 +58,8 @@ class Settings(BaseModel):
     publish_patience: timedelta = timedelta(seconds=30)
     connect_patience: timedelta = timedelta(seconds=8)
     settle_patience: timedelta = timedelta(minutes=10)
+    payload_warning: int = Field(default=128 * 1024, gt=0)
+    payload_limit: int = Field(default=16 * 1024 * 1024, gt=0)
     lease: timedelta = timedelta(seconds=15)
     hold: timedelta = timedelta(minutes=5)
     park: timedelta = timedelta(hours=1)

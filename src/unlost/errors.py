@@ -12,7 +12,8 @@
     │   └── PublishError        a message that is not known to be safe
     │       ├── Unroutable      returned: no queue is bound, it is stored nowhere
     │       ├── Refused         nacked or refused before it was sent; it is not stored by the one who refused
-    │       └── ConfirmUnknown  no confirm came: it may be stored or not
+    │       ├── ConfirmUnknown  no confirm came: it may be stored or not
+    │       └── PublishErrors   some of many messages; names each
     ├── StoreError              the store of ledger and effects
     │   ├── StoreUnavailable    it cannot be reached or is locked for too long
     │   └── LeaseLost           somebody else holds the message now; nothing of ours was written
@@ -29,7 +30,9 @@ that is mixed in where kombu is known (``unlost.broker.errors``), because this m
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta
+from typing import Any
 
 
 class UnlostError(Exception):
@@ -74,6 +77,32 @@ class Refused(PublishError):
 
 class ConfirmUnknown(PublishError):
     """No confirm arrived: the message may be stored or not; publish it again under the same id."""
+
+
+class PublishErrors(PublishError):
+    """Some messages of many are not known to be safe; all others are confirmed.
+
+    Args:
+        text: How many, and what is wrong with the first of them.
+        problems: One :class:`unlost.broker.window.Published` for each, in the order of publishing.
+    """
+
+    def __init__(self, text: str, problems: Sequence[Any]) -> None:
+        super().__init__(text)
+        self.problems = tuple(problems)
+
+    def __reduce__(self) -> Any:
+        return type(self), (str(self), self.problems)
+
+    @property
+    def failed(self) -> tuple[Any, ...]:
+        """Return those that are certainly not stored."""
+        return tuple(each for each in self.problems if each.outcome == "failed")
+
+    @property
+    def unknown(self) -> tuple[Any, ...]:
+        """Return those that may be stored or not; the ``error`` of each has a ``resend()``."""
+        return tuple(each for each in self.problems if each.outcome == "unknown")
 
 
 class StoreError(UnlostError):

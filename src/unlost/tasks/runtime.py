@@ -21,6 +21,7 @@ from unlost.topology.model import Topology
 
 if TYPE_CHECKING:
     from unlost.tasks.attempt import Attempt
+    from unlost.tasks.publishing import Sink
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +45,8 @@ class Runtime:
     attempt: ContextVar[Attempt | None] = field(
         default_factory=lambda: ContextVar("unlost_attempt", default=None)
     )
+    #: What takes the publishes of this context instead of the broker, for a while.
+    sink: ContextVar[Sink | None] = field(default_factory=lambda: ContextVar("unlost_sink", default=None))
     _helper: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(HELPERS, thread_name_prefix="unlost-settle")
     )

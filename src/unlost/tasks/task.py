@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -20,9 +20,11 @@ from unlost.core.retry import RetryPolicy
 from unlost.errors import ConfigurationError, RetryLater
 from unlost.tasks.attempt import Attempt
 from unlost.tasks.body import Spent, perform
+from unlost.tasks.bulk import Bulk, Progress, Renderer, publish_all, refuse_shared_id
 from unlost.tasks.inprocess import retrying, since_start
 from unlost.tasks.results import encode_result
 from unlost.tasks.runtime import Runtime, has_runtime, runtime_of
+from unlost.tasks.template import can_fill_in
 
 logger = logging.getLogger(__name__)
 
@@ -156,21 +158,71 @@ class ReliableTask(Task):
             pydantic.ValidationError: The payload is invalid; nothing was sent.
             PublishError: See :meth:`unlost.broker.publisher.Publisher.publish`.
         """
-        runtime = self._runtime
+        runtime_of(self.app)
         if self.payload is not None:
-            args, kwargs = self._dump(args or (), kwargs or {}, in_worker=bool(runtime.attempt.get()))
+            args, kwargs = self.dump_payload(args or (), kwargs or {})
         return super().apply_async(args, kwargs, *more, **options)
 
-    def _dump(self, args: Any, kwargs: Any, *, in_worker: bool) -> tuple[Any, Any]:
+    def apply_many(
+        self,
+        items: Iterable[Any],
+        *,
+        window: int = 1000,
+        patience: timedelta | None = None,
+        progress: Progress | None = None,
+        max_problems: int = 10_000,
+        **options: Any,
+    ) -> Bulk:
+        """Publish one task for each item; returns when each is confirmed, has failed, or is unknown.
+
+        Args:
+            items: Tuples of positional arguments, mappings of keyword arguments, or payload models;
+                consumed lazily, never more than ``window`` ahead of the confirms.
+            window: How many may be unconfirmed at once; memory is bounded by them and by the problems.
+            patience: How long to go on while nothing gets through; ``publish_patience`` when not given.
+            progress: Called with the result so far, every 1,000 items and at the end.
+            max_problems: After so many no more items are taken.
+            options: As for ``apply_async``, the same for all: ``queue``, ``priority``, ``countdown``, ...
+
+        Returns:
+            How many are confirmed, and each item that failed or is unknown: an item that makes no task
+            (an invalid payload, say) is one of them and harms no other. Nothing is raised for them here;
+            ``raise_for_problems()`` does.
+
+        Raises:
+            ConfigurationError: unlost is not installed, or an option cannot be shared.
+            Exception: Whatever ``items`` raises, when all items before it are settled.
+
+        Crash safety:
+            A crash leaves up to ``window`` tasks published or not; the ones before them are.
+        """
+        runtime = self._runtime
+        refuse_shared_id(self.name, options)
+        fills_in = can_fill_in(self.app, self, ReliableTask, options)
+        render = Renderer(runtime, self, options, fills_in=fills_in)
+        return publish_all(
+            runtime,
+            render,
+            items,
+            window=window,
+            patience=patience,
+            progress=progress,
+            max_problems=max_problems,
+        )
+
+    def dump_payload(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """Return the arguments as the validated payload's fields.
 
         A link that receives a result it cannot take is not refused here: its predecessor is done, so the
         message travels and ends as a letter where an operator can see it.
+
+        Raises:
+            pydantic.ValidationError, TypeError: They make no payload, and no worker is dispatching them.
         """
         try:
             return (), self.to_payload(args, kwargs).model_dump(mode="json")
         except (ValidationError, TypeError):
-            if not in_worker:
+            if self._runtime.attempt.get() is None:
                 raise
             return args, kwargs
 
