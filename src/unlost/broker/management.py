@@ -7,8 +7,8 @@ auth only; it is never part of a URL, a repr or an error.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from ssl import SSLContext
 from typing import Any, Self
@@ -16,6 +16,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 import httpx
 
+from unlost.broker import wire
 from unlost.errors import (
     AccessRefused,
     BrokerError,
@@ -23,7 +24,17 @@ from unlost.errors import (
     ConfigurationError,
     DeclarationConflict,
 )
-from unlost.topology.objects import Binding, BrokerObject, Exchange, Policy, Queue
+from unlost.topology.objects import (
+    Binding,
+    BrokerObject,
+    Exchange,
+    OperatorPolicy,
+    Policy,
+    Queue,
+    User,
+    Vhost,
+)
+from unlost.topology.plan import Live
 
 # Without statistics a listing stays cheap and works where they are switched off; totals are asked for apart.
 _CHEAP = {"disable_stats": "true", "enable_queue_totals": "true"}
@@ -55,6 +66,9 @@ class QueueStatus:
             every 5 s, so a drain check must see 0 for longer than that, with a leader present.
         ready: How many of them could be delivered now; ``None`` as above.
         unacknowledged: How many of them are with consumers; ``None`` as above.
+        members: The nodes that hold a copy.
+        online: Those of them that are up.
+        delivery_limit: In effect on a quorum queue, where the broker tells.
     """
 
     declared: Queue
@@ -65,6 +79,22 @@ class QueueStatus:
     messages: int | None
     ready: int | None
     unacknowledged: int | None
+    members: tuple[str, ...] = ()
+    online: tuple[str, ...] = ()
+    delivery_limit: int | None = None
+
+
+# Kinds that are read only if a topology declares them, or that not every user may read.
+_READERS: Mapping[str, str] = {
+    "vhost": "vhosts",
+    "operator policy": "operator-policies",
+    "user": "users",
+    "permission": "permissions",
+    "topic permission": "topic-permissions",
+    "parameter": "parameters",
+    "vhost limit": "vhost-limits",
+    "user limit": "user-limits",
+}
 
 
 def management_url_of(amqp_url: str) -> str:
@@ -172,69 +202,142 @@ class Management:
 
     def bindings(self) -> list[Binding]:
         """Return all bindings but those to the default exchange, which the broker makes itself."""
-        return [_binding(each) for each in self._list("bindings") if each["source"]]
+        return [wire.binding(each) for each in self._list("bindings") if each["source"]]
 
     def policies(self) -> list[Policy]:
         """Return all user policies."""
-        return [_policy(each) for each in self._list("policies")]
+        return [wire.policy(each) for each in self._list("policies")]
+
+    def operator_policies(self) -> list[OperatorPolicy]:
+        """Return all operator policies."""
+        return [wire.operator_policy(each) for each in self._list("operator-policies")]
 
     def objects(self) -> list[BrokerObject]:
-        """Return all that a topology is compared with, in four requests."""
+        """Return all that an application's topology is compared with, in four requests."""
         exchanges = (status.declared for status in self.exchanges())
         queues = (status.declared for status in self.queues())
         return [*exchanges, *queues, *self.bindings(), *self.policies()]
 
+    def live(self, kinds: Collection[str] = ()) -> Live:
+        """Return what a plan compares a topology with.
+
+        Args:
+            kinds: Kinds beyond exchanges, queues, bindings and policies that are declared, too. Operator
+                policies are always read, because they are merged into what is in effect; a user who may
+                not read a kind is told so in ``unread``.
+        """
+        objects: list[BrokerObject] = [
+            each
+            for each in self.objects()
+            if not (isinstance(each, Exchange) and (not each.name or each.name.startswith("amq.")))
+        ]
+        unread: dict[str, str] = {}
+        for kind in _READERS:
+            if kind in kinds or kind == "operator policy":
+                try:
+                    objects += self.read(kind)
+                except AccessRefused as exc:
+                    unread[kind] = str(exc)
+        return Live(tuple(objects), unread)
+
+    def read(self, kind: str) -> list[BrokerObject]:
+        """Return all objects of a kind that not every topology declares: ``user``, ``permission``, ..."""
+        path = _READERS[kind]
+        match kind:
+            case "vhost":
+                return [wire.vhost(self._json("GET", self._path(path)))]
+            case "operator policy":
+                return list(self.operator_policies())
+            case "user":
+                return [wire.user(each) for each in self._json("GET", path)]
+            case "permission":
+                return [
+                    wire.permission(each) for each in self._json("GET", self._path("vhosts") + f"/{path}")
+                ]
+            case "topic permission":
+                found = self._json("GET", self._path("vhosts") + f"/{path}")
+                return [wire.topic_permission(each) for each in found]
+            case "parameter":
+                return list(wire.parameters(self._json("GET", path), self.vhost))
+            case "vhost limit":
+                return list(wire.vhost_limits(self._json("GET", self._path(path)), self.vhost))
+            case _:
+                return list(wire.user_limits(self._json("GET", path)))
+
+    def pending_letters(self, name: str) -> int | None:
+        """Return how many dead letters of a queue wait for their confirm; ``None`` if the broker is silent.
+
+        Taken from statistics, which are refreshed every 5 s.
+        """
+        pending = self._json("GET", self._path("queues", name)).get("messages_dlx")
+        return None if pending is None else int(pending)
+
     def put(self, wanted: BrokerObject) -> None:
-        """Create an object, or replace a policy; without effect if it is there as wanted.
+        """Create an object, or change what can be changed; without effect if it is there as wanted.
 
         Raises:
             DeclarationConflict: An exchange or queue exists with other immutable properties.
             BrokerError: The broker refuses it for another reason, which the message carries.
         """
-        match wanted:
-            case Exchange():
-                self.put_exchange(wanted)
-            case Queue():
-                self.put_queue(wanted)
-            case Binding():
-                self.put_binding(wanted)
-            case Policy():
-                self.put_policy(wanted)
+        method = "POST" if isinstance(wanted, Binding) else "PUT"
+        self._write(method, wire.path_of(wanted, self.vhost), wire.body_of(self._filled_in(wanted)))
 
     def put_exchange(self, exchange: Exchange) -> None:
         """Declare an exchange; raises as :meth:`put`."""
-        body = {
-            "type": exchange.type,
-            "durable": exchange.durable,
-            "auto_delete": exchange.auto_delete,
-            "internal": exchange.internal,
-            "arguments": dict(exchange.arguments),
-        }
-        self._write("PUT", self._path("exchanges", exchange.name), body)
+        self.put(exchange)
 
     def put_queue(self, queue: Queue) -> None:
         """Declare a queue; raises as :meth:`put`."""
-        body = {
-            "durable": queue.durable,
-            "auto_delete": queue.auto_delete,
-            "arguments": dict(queue.arguments),
-        }
-        self._write("PUT", self._path("queues", queue.name), body)
+        self.put(queue)
 
     def put_binding(self, binding: Binding) -> None:
         """Bind a queue or exchange to an exchange; raises as :meth:`put`."""
-        path = self._path("bindings", "e", binding.source, binding.destination_type[0], binding.destination)
-        self._write("POST", path, {"routing_key": binding.routing_key, "arguments": dict(binding.arguments)})
+        self.put(binding)
 
     def put_policy(self, policy: Policy) -> None:
         """Set a policy, which takes effect a moment later; raises as :meth:`put`."""
-        body = {
-            "pattern": policy.pattern,
-            "apply-to": policy.apply_to,
-            "definition": dict(policy.definition),
-            "priority": policy.priority,
-        }
-        self._write("PUT", self._path("policies", policy.name), body)
+        self.put(policy)
+
+    def delete(self, unwanted: BrokerObject) -> None:
+        """Delete an object; without effect if it is not there. Messages in a queue go with it.
+
+        Raises:
+            BrokerError: The broker refuses it.
+        """
+        path = wire.path_of(unwanted, self.vhost)
+        if isinstance(unwanted, Binding):
+            self._delete_binding(unwanted, path)
+        else:
+            self._delete(path)
+
+    def _delete_binding(self, binding: Binding, path: str) -> None:
+        response = self._request("GET", path)
+        if response.status_code == httpx.codes.NOT_FOUND:  # one of its ends is gone, and it with it
+            return
+        for found in self._body(response):
+            if wire.binding(found).key == binding.key:
+                self._delete(f"{path}/{quote(found['properties_key'], safe='')}")
+
+    def _delete(self, path: str) -> None:
+        response = self._request("DELETE", path)
+        if response.status_code != httpx.codes.NOT_FOUND:
+            self._check(response)
+
+    def _filled_in(self, wanted: BrokerObject) -> BrokerObject:
+        """Return an object with what it leaves open as it is now, because a PUT replaces all of it."""
+        if isinstance(wanted, Vhost):
+            (found,) = self.read("vhost")
+            open_fields = {
+                name: getattr(found, name)
+                for name in ("description", "tags", "default_queue_type")
+                if getattr(wanted, name) is None
+            }
+            return replace(wanted, **open_fields)
+        if isinstance(wanted, User) and wanted.password is None and wanted.password_hash is None:
+            for each in self.read("user"):
+                if isinstance(each, User) and each.name == wanted.name:
+                    return replace(each, tags=wanted.tags)
+        return wanted
 
     def _path(self, kind: str, *names: str) -> str:
         return "/".join((kind, *(quote(name, safe="") for name in (self.vhost, *names))))
@@ -311,26 +414,12 @@ def _reason_of(response: httpx.Response) -> str:
 
 
 def _exchange_status(found: Mapping[str, Any]) -> ExchangeStatus:
-    declared = Exchange(
-        name=found["name"],
-        type=found["type"],
-        durable=found["durable"],
-        auto_delete=found["auto_delete"],
-        internal=found["internal"],
-        arguments=found["arguments"],
-    )
-    return ExchangeStatus(declared=declared, policy=found.get("policy"))
+    return ExchangeStatus(declared=wire.exchange(found), policy=found.get("policy"))
 
 
 def _queue_status(found: Mapping[str, Any]) -> QueueStatus:
-    declared = Queue(
-        name=found["name"],
-        durable=found["durable"],
-        auto_delete=found["auto_delete"],
-        arguments=found["arguments"],
-    )
     return QueueStatus(
-        declared=declared,
+        declared=wire.queue(found),
         policy=found.get("policy"),
         effective_policy=found.get("effective_policy_definition"),
         leader=found.get("leader"),
@@ -338,26 +427,9 @@ def _queue_status(found: Mapping[str, Any]) -> QueueStatus:
         messages=found.get("messages"),
         ready=found.get("messages_ready"),
         unacknowledged=found.get("messages_unacknowledged"),
-    )
-
-
-def _binding(found: Mapping[str, Any]) -> Binding:
-    return Binding(
-        source=found["source"],
-        destination=found["destination"],
-        destination_type=found["destination_type"],
-        routing_key=found["routing_key"],
-        arguments=found["arguments"],
-    )
-
-
-def _policy(found: Mapping[str, Any]) -> Policy:
-    return Policy(
-        name=found["name"],
-        pattern=found["pattern"],
-        apply_to=found["apply-to"],
-        definition=found["definition"],
-        priority=found["priority"],
+        members=tuple(found.get("members") or ()),
+        online=tuple(found.get("online") or ()),
+        delivery_limit=found.get("delivery_limit"),
     )
 
 
