@@ -9,6 +9,7 @@ from datetime import timedelta
 from types import MappingProxyType
 
 from unlost.broker.guards import refuse_loss
+from unlost.broker.inventory import live_of
 from unlost.broker.management import ExchangeStatus, Management, QueueStatus
 from unlost.errors import AccessRefused, TopologyError
 from unlost.topology.effective import Rules
@@ -130,7 +131,7 @@ def _take(step: Step, management: Management) -> None:
 
 
 def _compare(topology: Topology, expanded: Expanded, management: Management) -> Plan:
-    live = management.live({each.kind for each in expanded.objects})
+    live = live_of(management, {each.kind for each in expanded.objects})
     refuse_other_levels(topology, expanded, live.objects)
     return plan(expanded, live)
 

@@ -7,7 +7,7 @@ auth only; it is never part of a URL, a repr or an error.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from ssl import SSLContext
@@ -34,7 +34,6 @@ from unlost.topology.objects import (
     User,
     Vhost,
 )
-from unlost.topology.plan import Live
 
 # Without statistics a listing stays cheap and works where they are switched off; totals are asked for apart.
 _CHEAP = {"disable_stats": "true", "enable_queue_totals": "true"}
@@ -69,6 +68,7 @@ class QueueStatus:
         members: The nodes that hold a copy.
         online: Those of them that are up.
         delivery_limit: In effect on a quorum queue, where the broker tells.
+        exclusive: It belongs to one connection and goes with it.
     """
 
     declared: Queue
@@ -82,19 +82,7 @@ class QueueStatus:
     members: tuple[str, ...] = ()
     online: tuple[str, ...] = ()
     delivery_limit: int | None = None
-
-
-# Kinds that are read only if a topology declares them, or that not every user may read.
-_READERS: Mapping[str, str] = {
-    "vhost": "vhosts",
-    "operator policy": "operator-policies",
-    "user": "users",
-    "permission": "permissions",
-    "topic permission": "topic-permissions",
-    "parameter": "parameters",
-    "vhost limit": "vhost-limits",
-    "user limit": "user-limits",
-}
+    exclusive: bool = False
 
 
 def management_url_of(amqp_url: str) -> str:
@@ -218,59 +206,30 @@ class Management:
         queues = (status.declared for status in self.queues())
         return [*exchanges, *queues, *self.bindings(), *self.policies()]
 
-    def live(self, kinds: Collection[str] = ()) -> Live:
-        """Return what a plan compares a topology with.
-
-        Args:
-            kinds: Kinds beyond exchanges, queues, bindings and policies that are declared, too. Operator
-                policies are always read, because they are merged into what is in effect; a user who may
-                not read a kind is told so in ``unread``.
-        """
-        objects: list[BrokerObject] = [
-            each
-            for each in self.objects()
-            if not (isinstance(each, Exchange) and (not each.name or each.name.startswith("amq.")))
-        ]
-        unread: dict[str, str] = {}
-        for kind in _READERS:
-            if kind in kinds or kind == "operator policy":
-                try:
-                    objects += self.read(kind)
-                except AccessRefused as exc:
-                    unread[kind] = str(exc)
-        return Live(tuple(objects), unread)
-
-    def read(self, kind: str) -> list[BrokerObject]:
-        """Return all objects of a kind that not every topology declares: ``user``, ``permission``, ..."""
-        path = _READERS[kind]
-        match kind:
-            case "vhost":
-                return [wire.vhost(self._json("GET", self._path(path)))]
-            case "operator policy":
-                return list(self.operator_policies())
-            case "user":
-                return [wire.user(each) for each in self._json("GET", path)]
-            case "permission":
-                return [
-                    wire.permission(each) for each in self._json("GET", self._path("vhosts") + f"/{path}")
-                ]
-            case "topic permission":
-                found = self._json("GET", self._path("vhosts") + f"/{path}")
-                return [wire.topic_permission(each) for each in found]
-            case "parameter":
-                return list(wire.parameters(self._json("GET", path), self.vhost))
-            case "vhost limit":
-                return list(wire.vhost_limits(self._json("GET", self._path(path)), self.vhost))
-            case _:
-                return list(wire.user_limits(self._json("GET", path)))
-
     def pending_letters(self, name: str) -> int | None:
         """Return how many dead letters of a queue wait for their confirm; ``None`` if the broker is silent.
 
         Taken from statistics, which are refreshed every 5 s.
         """
-        pending = self._json("GET", self._path("queues", name)).get("messages_dlx")
+        found = self.ask(self._path("queues", name)) or {}
+        pending = found.get("messages_dlx")
         return None if pending is None else int(pending)
+
+    def ask(self, path: str) -> Any:
+        """Return the answer to a GET of any path below ``/api``; ``None`` if there is no such thing.
+
+        An unhealthy answer (503) is an answer.
+        """
+        response = self._request("GET", path)
+        if response.status_code == httpx.codes.NOT_FOUND:
+            return None
+        if response.status_code == httpx.codes.SERVICE_UNAVAILABLE and _is_json(response):
+            return response.json()
+        return self._body(response)
+
+    def path(self, kind: str, *names: str) -> str:
+        """Return the path of something in this vhost, for :meth:`ask`."""
+        return self._path(kind, *names)
 
     def put(self, wanted: BrokerObject) -> None:
         """Create an object, or change what can be changed; without effect if it is there as wanted.
@@ -326,17 +285,11 @@ class Management:
     def _filled_in(self, wanted: BrokerObject) -> BrokerObject:
         """Return an object with what it leaves open as it is now, because a PUT replaces all of it."""
         if isinstance(wanted, Vhost):
-            (found,) = self.read("vhost")
-            open_fields = {
-                name: getattr(found, name)
-                for name in ("description", "tags", "default_queue_type")
-                if getattr(wanted, name) is None
-            }
-            return replace(wanted, **open_fields)
+            there = self.ask(self._path("vhosts"))
+            return wanted.filled_in(wire.vhost(there)) if there else wanted
         if isinstance(wanted, User) and wanted.password is None and wanted.password_hash is None:
-            for each in self.read("user"):
-                if isinstance(each, User) and each.name == wanted.name:
-                    return replace(each, tags=wanted.tags)
+            there = self.ask(wire.path_of(wanted, self.vhost))
+            return replace(wire.user(there), tags=wanted.tags) if there else wanted
         return wanted
 
     def _path(self, kind: str, *names: str) -> str:
@@ -380,7 +333,7 @@ class Management:
         """Raise what a status other than success means."""
         if response.is_success:
             return
-        if not response.headers.get("content-type", "").startswith("application/json"):
+        if not _is_json(response):
             raise self._stranger()
         reason = f"{self._what(response)}: {_reason_of(response)}"
         if response.is_server_error:
@@ -413,6 +366,10 @@ def _reason_of(response: httpx.Response) -> str:
     return " ".join(text.split())[:500]
 
 
+def _is_json(response: httpx.Response) -> bool:
+    return str(response.headers.get("content-type", "")).startswith("application/json")
+
+
 def _exchange_status(found: Mapping[str, Any]) -> ExchangeStatus:
     return ExchangeStatus(declared=wire.exchange(found), policy=found.get("policy"))
 
@@ -430,6 +387,7 @@ def _queue_status(found: Mapping[str, Any]) -> QueueStatus:
         members=tuple(found.get("members") or ()),
         online=tuple(found.get("online") or ()),
         delivery_limit=found.get("delivery_limit"),
+        exclusive=bool(found.get("exclusive")),
     )
 
 

@@ -64,6 +64,15 @@ class Vhost:
         """Return the empty string: a topology is about one vhost, whatever its name."""
         return ""
 
+    def filled_in(self, there: Vhost) -> Vhost:
+        """Return it with what it leaves open as it is there."""
+        return Vhost(
+            name=there.name,
+            description=there.description if self.description is None else self.description,
+            tags=there.tags if self.tags is None else self.tags,
+            default_queue_type=self.default_queue_type or there.default_queue_type,
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exchange:

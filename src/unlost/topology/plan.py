@@ -257,9 +257,7 @@ class _Named:
     """Which names belong to a topology."""
 
     def __init__(self, expanded: Expanded) -> None:
-        self._declared = {
-            identity(each) for each in expanded.objects if isinstance(each, Exchange | Queue)
-        }
+        self._declared = {identity(each) for each in expanded.objects if isinstance(each, Exchange | Queue)}
         self._owns = [re.compile(pattern) for pattern in expanded.owns]
 
     def is_owned(self, name: str) -> bool:
