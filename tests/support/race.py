@@ -61,14 +61,16 @@ class Contender:
         url: The store.
         folder: Where it keeps its notes.
         number: Which it is.
-        doom: The step at which it strikes itself, and with which signal.
+        fates: Of all: the step at which each strikes itself, and with which signal.
     """
 
-    def __init__(self, url: str, folder: Path, number: int, doom: Doom) -> None:
+    def __init__(self, url: str, folder: Path, number: int, fates: list[Doom]) -> None:
         self._store = open_store(url, lease=LEASE)
         self._notes = (folder / f"{number}.jsonl").open("a")
-        self._chance = random.Random(number)
-        self._doom = doom
+        self._chance = random.Random(number)  # noqa: S311 - a choice, no secret
+        self._doom = fates[number]
+        self._to_strike = sum(fate is not None for fate in fates)
+        self._folder = folder
         self._number = number
         self._message = MessageId("race", "")
         if isinstance(self._store, SqlStore):
@@ -81,6 +83,9 @@ class Contender:
         while undone:
             mine = [number for number in undone if number == SHARED + self._number]
             shared = [number for number in undone if number < SHARED]
+            if not (mine or shared) and not self._all_are_struck():
+                time.sleep(0.05)
+                continue
             number = self._chance.choice(mine or shared or undone)
             self._message = MessageId("race", str(number))
             try:
@@ -90,6 +95,9 @@ class Contender:
                 self._note("failed", str(exc))
             finally:
                 self._in_work = False
+
+    def _all_are_struck(self) -> bool:
+        return len(list(self._folder.glob("*.struck"))) == self._to_strike
 
     def _is_done(self) -> bool:
         self._reach("acquire")
@@ -121,6 +129,7 @@ class Contender:
         if self._doom is not None and self._doom[0] == step:
             number, self._doom = self._doom[1], None
             self._note("struck", signal.Signals(number).name)
+            (self._folder / f"{self._number}.struck").touch()
             os.kill(os.getpid(), number)
 
     def _note(self, step: str, more: str = "") -> None:
@@ -131,10 +140,11 @@ class Contender:
 def referee(url: str, folder: Path, kind: str) -> None:
     """Fork the contenders and wait for their end; wake the stopped when nobody else is left."""
     running: set[int] = set()
-    for number, doom in enumerate(dooms(kind)):
+    fates = dooms(kind)
+    for number in range(len(fates)):
         pid = os.fork()
         if pid == 0:
-            Contender(url, folder, number, doom).contend()
+            Contender(url, folder, number, fates).contend()
             os._exit(0)
         running.add(pid)
     stopped: set[int] = set()
