@@ -32,7 +32,7 @@ app = Celery("misbehaving")
 runtime = unlost.install(app, topology=os.environ["TEST_TOPOLOGY"])
 if "TEST_CONFIG" in os.environ:
     app.config_from_object(json.loads(os.environ["TEST_CONFIG"]))
-engine = runtime.ledger.engine
+engine = runtime.engine
 with engine.begin() as _connection:
     metadata.create_all(_connection)
 

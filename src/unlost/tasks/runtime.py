@@ -10,9 +10,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from celery import Celery
+from sqlalchemy import Engine
 
 from unlost.broker.publisher import Publisher
 from unlost.config import Settings
+from unlost.core.ports import Ledger
 from unlost.core.retry import RetryPolicy
 from unlost.errors import ConfigurationError
 from unlost.idempotency.sql import SqlStore
@@ -37,7 +39,7 @@ class Runtime:
 
     settings: Settings
     topology: Topology
-    ledger: SqlStore
+    ledger: Ledger
     publisher: Publisher
     retries: RetryPolicy
     leases: LeaseKeeper
@@ -50,6 +52,17 @@ class Runtime:
     _helper: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(HELPERS, thread_name_prefix="unlost-settle")
     )
+
+    @property
+    def engine(self) -> Engine:
+        """Return the SQLAlchemy engine of the store: rows that commit with the done record use it.
+
+        Raises:
+            ConfigurationError: The store is no SQL database.
+        """
+        if not isinstance(self.ledger, SqlStore):
+            raise ConfigurationError(f"{self.ledger!r} has no engine: business rows need a SQL store")
+        return self.ledger.engine
 
     def in_background(self, act: Callable[..., None], *args: Any, **kwargs: Any) -> None:
         """Run what may block (publishes, store writes) for the worker's parent, off its main loop."""
