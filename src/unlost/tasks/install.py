@@ -17,6 +17,7 @@ from unlost.config import Settings
 from unlost.core.retry import ONCE, RetryPolicy
 from unlost.errors import ConfigurationError, StoreUnavailable
 from unlost.idempotency.sql import SqlStore, UnguardedStore
+from unlost.outbox.store import OutboxStore
 from unlost.tasks.leases import LeaseKeeper
 from unlost.tasks.runtime import Runtime, attach, has_runtime, runtime_of
 from unlost.tasks.settings import EXIT_CONFIGURATION, celery_settings, refuse_contradictions
@@ -81,6 +82,8 @@ def _runtime(app: Celery, topology: Topology, settings: Settings, retries: Retry
     ledger = make_store(settings.store)
     try:
         ledger.create_schema()
+        # Beside the ledger: what a unit of work publishes commits with it.
+        OutboxStore(ledger.engine).create_schema()
     except StoreUnavailable as exc:
         raise StoreUnavailable(f"{ledger!r} cannot be opened: {exc}. Check the path and its rights.") from exc
     return Runtime(
