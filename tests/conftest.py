@@ -6,12 +6,16 @@ from tests.support.brokers import add_options as pytest_addoption
 from tests.support.brokers import broker, own_broker, vhost
 from tests.support.brokers import fail_skipped as pytest_runtest_makereport
 from tests.support.brokers import parametrize as pytest_generate_tests
+from tests.support.stores import database_url, server_url, store_servers
 
 __all__ = [
     "broker",
+    "database_url",
     "own_broker",
     "pytest_addoption",
     "pytest_generate_tests",
     "pytest_runtest_makereport",
+    "server_url",
+    "store_servers",
     "vhost",
 ]

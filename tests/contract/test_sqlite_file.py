@@ -27,8 +27,8 @@ from tests.support.ledgers import (
 )
 from tests.support.processes import PATIENCE
 from unlost.core.settlement import AlreadyDone, Held, Row, State
+from unlost.database import dialect
 from unlost.errors import ConfigurationError, StoreUnavailable
-from unlost.idempotency import sql
 from unlost.idempotency.sql import SqlStore
 
 # --- processes
@@ -121,7 +121,7 @@ def test_a_locked_store_is_waited_for(store: SqlStore, path: Path) -> None:
 
 def test_a_store_locked_for_too_long_is_unavailable(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every wait for a lock has an end, and its error says what failed."""
-    monkeypatch.setattr(sql, "LOCK_PATIENCE", timedelta(milliseconds=50))
+    monkeypatch.setattr(dialect, "LOCK_PATIENCE", timedelta(milliseconds=50))
     with opened(path) as store:
         row = granted(store)
         writer = sqlite3.connect(path, isolation_level=None)
@@ -168,7 +168,7 @@ def test_commits_survive_a_power_cut(store: SqlStore) -> None:
 @pytest.mark.parametrize(
     "url",
     [
-        "postgresql+psycopg://shop:s3cret@db/shop",
+        "oracle+oracledb://shop:s3cret@db/shop",
         "sqlite+aiosqlite:////tmp/ledger.sqlite",
         "sqlite://",
         "sqlite:///:memory:",
