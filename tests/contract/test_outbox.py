@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from pathlib import Path
 
 import pytest
-from sqlalchemy import create_engine, text
+from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from tests.support.outboxes import (
@@ -21,6 +19,7 @@ from tests.support.outboxes import (
     end_leases,
     ids,
     message,
+    opened_outbox,
     relay,
     running,
 )
@@ -34,9 +33,7 @@ from unlost.errors import (
     Refused,
     Unroutable,
 )
-from unlost.idempotency.sql import _file_url, _sqlite_engine
 from unlost.outbox.relay import Step
-from unlost.outbox.schema import metadata
 from unlost.outbox.state import Again, Delivered, Park
 from unlost.outbox.store import OutboxStore
 from unlost.outbox.wakeup import wakeup_for
@@ -45,20 +42,21 @@ from unlost.testing.waiting import wait_until
 from unlost.topology.naming import delay_routing_key
 
 SOON = timedelta(seconds=30)
-URLS = ["sqlite:///{}/outbox.sqlite", *os.environ.get("OB_URLS", "").split()]
 NEVER = threading.Event()
 
 
-@pytest.fixture(params=URLS)
-def outbox(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[OutboxStore]:
+@pytest.fixture
+def outbox(database_url: str) -> Iterator[OutboxStore]:
     """Return an empty outbox in each database."""
-    url = request.param.format(tmp_path)
-    engine = _sqlite_engine(_file_url(url)) if url.startswith("sqlite") else create_engine(url, pool_size=20)
-    store = OutboxStore(engine)
-    metadata.drop_all(engine)
-    store.create_schema()
-    yield store
-    engine.dispose()
+    with opened_outbox(database_url) as store:
+        yield store
+
+
+@pytest.fixture
+def served(server_url: str) -> Iterator[OutboxStore]:
+    """Return an empty outbox in each database that lets several write at once."""
+    with opened_outbox(server_url) as store:
+        yield store
 
 
 def test_a_committed_message_is_claimed_as_it_was_written(outbox: OutboxStore) -> None:
@@ -94,14 +92,12 @@ def test_what_is_rolled_back_is_never_published(outbox: OutboxStore, kind: str) 
     assert outbox.claim("me", 10, LEASE) == []
 
 
-def test_what_is_not_committed_yet_is_not_published(outbox: OutboxStore) -> None:
+def test_what_is_not_committed_yet_is_not_published(served: OutboxStore) -> None:
     """A relay cannot see a row before its transaction has committed."""
-    if outbox.engine.dialect.name == "sqlite":
-        pytest.skip("SQLite lets no second writer in meanwhile")
-    with outbox.engine.begin() as connection:
+    with served.engine.begin() as connection:
         write(connection, [message(1)])
-        assert outbox.claim("me", 10, LEASE) == []
-    assert ids(outbox.claim("me", 10, LEASE)) == ["m1"]
+        assert served.claim("me", 10, LEASE) == []
+    assert ids(served.claim("me", 10, LEASE)) == ["m1"]
 
 
 @pytest.mark.parametrize("place", ["engine", None])
@@ -190,26 +186,24 @@ def test_relays_that_race_keep_the_order_of_each_key(outbox: OutboxStore) -> Non
         assert numbers == sorted(numbers)
 
 
-def test_transactions_of_one_key_cannot_cross(outbox: OutboxStore) -> None:
+def test_transactions_of_one_key_cannot_cross(served: OutboxStore) -> None:
     """A second transaction that writes under a key waits for the first to end, so that ids follow commits."""
-    if outbox.engine.dialect.name == "sqlite":
-        pytest.skip("SQLite has one writer at a time")
     entered = threading.Event()
 
     def second() -> None:
-        with outbox.engine.begin() as connection:
+        with served.engine.begin() as connection:
             write(connection, [message(2)], "a")
             entered.set()
 
-    with outbox.engine.begin() as connection:
+    with served.engine.begin() as connection:
         write(connection, [message(1)], "a")
         thread = threading.Thread(target=second)
         thread.start()
         # A mutation control of its own: a transaction of another key is not held up.
-        commit(outbox, 3, key="b")
+        commit(served, 3, key="b")
         assert not entered.wait(0.3)
     thread.join()
-    assert [row for row in columns(outbox, "message_id") if row != ("m3.0.1",)] == [("m1.0.1",), ("m2.0.1",)]
+    assert [row for row in columns(served, "message_id") if row != ("m3.0.1",)] == [("m1.0.1",), ("m2.0.1",)]
 
 
 def test_a_relay_delivers_and_marks(outbox: OutboxStore) -> None:

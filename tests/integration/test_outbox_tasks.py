@@ -21,10 +21,9 @@ from tests.support.publishing import drained
 from unlost import outbox
 from unlost.core import headers as h
 from unlost.errors import ConfigurationError, TopologyError
-from unlost.outbox.relay import Relay
+from unlost.outbox.relay import Relay, sending
 from unlost.outbox.store import OutboxStore
 from unlost.outbox.wakeup import Poll
-from unlost.tasks.outbox import sender
 from unlost.tasks.runtime import runtime_of
 from unlost.testing.brokers import Vhost
 
@@ -69,12 +68,12 @@ def pay(app: Celery) -> Any:
 @pytest.fixture
 def store(app: Celery) -> OutboxStore:
     """Return the outbox beside the ledger."""
-    return OutboxStore(runtime_of(app).ledger.engine)
+    return OutboxStore(runtime_of(app).ledger.database)
 
 
 def relayed(app: Celery, store: OutboxStore) -> None:
     """Publish all that is in the outbox."""
-    Relay(store, sender(runtime_of(app).publisher), Poll()).drain(NEVER)
+    Relay(store, sending(runtime_of(app).publisher), Poll()).drain(NEVER)
 
 
 def comparable(message: amqp.Message) -> tuple[Any, ...]:
@@ -82,14 +81,20 @@ def comparable(message: amqp.Message) -> tuple[Any, ...]:
     headers = {name: value for name, value in message.headers.items() if name not in _VARIES}
     properties = {k: v for k, v in message.properties.items() if k not in ("application_headers",)}
     place = (message.delivery_info["exchange"], message.delivery_info["routing_key"])
-    return place, headers, set(message.headers), properties, json.loads(message.body)
+    return place, headers, set(message.headers), properties, message.body
 
 
 CALLS: dict[str, Callable[[Any], tuple[Any, dict[str, Any]]]] = {
     "a payload": lambda pay: (pay, {"kwargs": {"order_id": 1}}),
     "options": lambda pay: (
         pay,
-        {"kwargs": {"order_id": 1}, "queue": OTHER, "priority": 7, "headers": {"tenant": "acme"}, "shadow": "x"},
+        {
+            "kwargs": {"order_id": 1},
+            "queue": OTHER,
+            "priority": 7,
+            "headers": {"tenant": "acme"},
+            "shadow": "x",
+        },
     ),
     "compression": lambda pay: (pay, {"kwargs": {"order_id": 1}, "compression": "zlib"}),
     "an expiry": lambda pay: (pay, {"kwargs": {"order_id": 1}, "expires": 600}),
@@ -194,7 +199,10 @@ def test_the_callers_correlation_id_is_inherited(
     vhost: Vhost, app: Celery, pay: Any, store: OutboxStore
 ) -> None:
     """The context is that of the caller, not that of the relay."""
-    with structlog.contextvars.bound_contextvars(correlation_id="request-42"), Session(store.engine) as session:
+    with (
+        structlog.contextvars.bound_contextvars(correlation_id="request-42"),
+        Session(store.engine) as session,
+    ):
         outbox.publish(session, pay, order_id=1)
         session.commit()
     relayed(app, store)

@@ -12,6 +12,7 @@ from typing import Any
 from sqlalchemy import select, update
 
 from unlost.core.message import Outgoing
+from unlost.database.database import Database
 from unlost.errors import BrokerError
 from unlost.outbox.relay import Options, Relay, Step
 from unlost.outbox.schema import outbox
@@ -56,6 +57,17 @@ def end_leases(store: OutboxStore) -> None:
     """Make every lease and every wait end now, as if time had passed."""
     with store.engine.begin() as connection:
         connection.execute(update(outbox).values(available_ms=0))
+
+
+@contextmanager
+def opened_outbox(url: str) -> Iterator[OutboxStore]:
+    """Open an outbox with its tables, and close its connections at the end."""
+    store = OutboxStore(Database(url))
+    store.create_schema()
+    try:
+        yield store
+    finally:
+        store.engine.dispose()
 
 
 @dataclass

@@ -14,10 +14,11 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from typing import Protocol
 
 from unlost.core import headers as h
 from unlost.core.clock import from_epoch_ms
@@ -32,6 +33,31 @@ logger = logging.getLogger(__name__)
 
 #: Publishes messages and returns, in their order, what each raised; ``None`` for a confirmed one.
 Send = Callable[[Sequence[Outgoing]], Sequence[BrokerError | None]]
+
+
+class Published(Protocol):
+    """What became of one message."""
+
+    @property
+    def error(self) -> BrokerError | None:
+        """Return why it is not known to be safe; ``None`` when it was confirmed."""
+
+
+class BulkPublisher(Protocol):
+    """The confirming publisher, as far as a relay needs it."""
+
+    def publish_many(self, messages: Iterable[Outgoing], *, window: int) -> Iterator[Published]:
+        """Publish with so many confirms in flight; yield each message's outcome, in order."""
+
+
+def sending(publisher: BulkPublisher, window: int = 200) -> Send:
+    """Return what a relay publishes with."""
+
+    def send(messages: Sequence[Outgoing]) -> list[BrokerError | None]:
+        return [published.error for published in publisher.publish_many(messages, window=window)]
+
+    return send
+
 
 #: How many confirmed messages may be unmarked: so many copies a crash makes at most, beside a wave's.
 SETTLE_AT = 200

@@ -13,17 +13,20 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
-from sqlalchemy import BigInteger, Column, Index, Integer, LargeBinary, MetaData, String, Table, Text
-from sqlalchemy.dialects.mysql import LONGBLOB, MEDIUMTEXT
+from sqlalchemy import BigInteger, Column, Connection, Index, Integer, LargeBinary, MetaData, String, Table
+from sqlalchemy.dialects.mysql import LONGBLOB
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
 from unlost.core.message import Outgoing
+from unlost.database.dialect import exact, long_text
+from unlost.database.migrations import Migration
 from unlost.outbox.state import Entry, State
+
+PART = "outbox"
 
 metadata = MetaData()
 
-_LONG_TEXT = Text().with_variant(MEDIUMTEXT(), "mysql", "mariadb")
 _BYTES = LargeBinary().with_variant(LONGBLOB(), "mysql", "mariadb")
 #: SQLite counts up by itself only in an INTEGER key; AUTOINCREMENT keeps it from reusing one.
 _ID = BigInteger().with_variant(Integer(), "sqlite")
@@ -34,11 +37,11 @@ outbox = Table(
     Column("id", _ID, primary_key=True, autoincrement=True),
     Column("message_id", String(255), nullable=False),
     Column("task", String(255), nullable=False),
-    Column("ordering_key", String(255)),
+    Column("ordering_key", exact(255)),
     Column("exchange", String(255), nullable=False),
     Column("routing_key", String(255), nullable=False),
-    Column("headers", _LONG_TEXT, nullable=False),
-    Column("properties", Text, nullable=False),
+    Column("headers", long_text(), nullable=False),
+    Column("properties", long_text(), nullable=False),
     Column("body", _BYTES, nullable=False),
     Column("state", String(16), nullable=False, default=State.PENDING.value),
     # Epoch milliseconds by the database's clock. A lease moves it to its own end.
@@ -46,7 +49,7 @@ outbox = Table(
     Column("token", BigInteger, nullable=False, default=0),
     Column("holder", String(255)),
     Column("failures", Integer, nullable=False, default=0),
-    Column("reason", Text),
+    Column("reason", long_text()),
     Column("created_ms", BigInteger, nullable=False),
     Column("delivered_ms", BigInteger),
     # What a claim looks for, in its order; with availability, so that the table is not read for it.
@@ -57,7 +60,14 @@ outbox = Table(
 )
 
 #: One row for each ordering key: MariaDB has no lock for a transaction that is not a row's.
-keys = Table("unlost_outbox_keys", metadata, Column("ordering_key", String(255), primary_key=True))
+keys = Table("unlost_outbox_keys", metadata, Column("ordering_key", exact(255), primary_key=True))
+
+
+def _create(connection: Connection) -> None:
+    metadata.create_all(connection)
+
+
+MIGRATIONS = (Migration(1, _create),)
 
 
 class now_ms(FunctionElement[int]):  # noqa: N801 - an SQL function

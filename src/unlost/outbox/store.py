@@ -1,21 +1,20 @@
 """What a relay does in the database: claim, settle, purge. Every write is a compare-and-set on the token.
 
-Safe for any number of relays: PostgreSQL and MariaDB skip the rows that another claim has locked, SQLite
-has one writer at a time.
+Safe for any number of relays: their transactions are READ COMMITTED (:mod:`unlost.database`), PostgreSQL
+and MariaDB skip the rows that another claim has locked, and SQLite has one writer at a time.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import (
     Connection,
-    Engine,
     Integer,
     and_,
     bindparam,
@@ -27,11 +26,11 @@ from sqlalchemy import (
     select,
     update,
 )
-from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.sql.elements import ColumnElement
 
-from unlost.errors import StoreUnavailable
-from unlost.outbox.schema import metadata, now_ms, outbox, to_entry
+from unlost.database.database import Database
+from unlost.database.migrations import migrate, missing
+from unlost.outbox.schema import MIGRATIONS, PART, now_ms, outbox, to_entry
 from unlost.outbox.state import Again, Delivered, Entry, Park, State, Verdict, in_order
 
 #: Rows that one statement of a purge deletes, so that no lock is held for long.
@@ -74,34 +73,26 @@ class Row:
 class OutboxStore:
     """The outbox of one database.
 
-    Args:
-        engine: Its engine. On SQLite its transactions must take the write lock when they begin
-            (``BEGIN IMMEDIATE``); the engines that unlost makes do.
-
     All methods raise :class:`unlost.errors.StoreUnavailable` when the database cannot be asked.
     """
 
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
-        # Each statement must see what other relays have committed meanwhile; MariaDB's default does not.
-        isolated = engine.dialect.name != "sqlite"
-        self._relay = engine.execution_options(isolation_level="READ COMMITTED") if isolated else engine
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self.engine = database.engine
 
     def __repr__(self) -> str:
-        return f"OutboxStore({self.engine.url.render_as_string(hide_password=True)!r})"
+        return f"OutboxStore({self._database.url.render_as_string(hide_password=True)!r})"
 
-    @contextmanager
-    def _transaction(self) -> Iterator[Connection]:
-        try:
-            with self._relay.begin() as connection:
-                yield connection
-        except SQLAlchemyError as exc:
-            raise StoreUnavailable(f"{self!r} failed: {getattr(exc, 'orig', None) or exc}") from exc
+    def _transaction(self) -> AbstractContextManager[Connection]:
+        return self._database.transaction()
 
-    def create_schema(self) -> None:
-        """Create the tables where they are missing."""
-        with self._transaction() as connection:
-            metadata.create_all(connection)
+    def create_schema(self) -> list[int]:
+        """Bring the tables to this release's version; return the versions that were missing."""
+        return migrate(self._database, PART, MIGRATIONS)
+
+    def missing_versions(self) -> list[int]:
+        """Return the versions of the tables that :meth:`create_schema` would apply."""
+        return missing(self._database, PART, MIGRATIONS)
 
     def claim(self, holder: str, limit: int, lease: timedelta) -> list[Entry]:
         """Lease the oldest rows that may be published now, in the order of their insertion.
@@ -196,7 +187,7 @@ class OutboxStore:
             return [Row(**row) for row in connection.execute(query).mappings()]
 
     def retry(self, ids: Collection[int] | None = None) -> int:
-        """Make parked rows pending again, all or some; return how many. What has never failed is as it was."""
+        """Make parked rows pending again, all or some, as if they had never failed; return how many."""
         parked = update(outbox).where(outbox.c.state == State.PARKED.value)
         if ids is not None:
             parked = parked.where(outbox.c.id.in_(ids))

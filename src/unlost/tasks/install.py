@@ -83,7 +83,7 @@ def _runtime(app: Celery, topology: Topology, settings: Settings, retries: Retry
     try:
         ledger.create_schema()
         # Beside the ledger: what a unit of work publishes commits with it.
-        OutboxStore(ledger.engine).create_schema()
+        OutboxStore(ledger.database).create_schema()
     except StoreUnavailable as exc:
         raise StoreUnavailable(f"{ledger!r} cannot be opened: {exc}. Check the path and its rights.") from exc
     return Runtime(
