@@ -24,6 +24,8 @@ from unlost.outbox.wakeup import wakeup_for
 #: Shorter than a publisher's own: what fails is in the outbox, and the lease must not end meanwhile.
 PATIENCE = timedelta(seconds=10)
 
+_DEFAULTS = Options()
+
 _store = click.option(
     "--store",
     envvar="UNLOST_STORE",
@@ -36,7 +38,7 @@ _as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON 
 _yes = click.option("--yes", is_flag=True, help="Do it. Without, only say what would be done.")
 
 
-class _Seconds(click.ParamType):
+class _Seconds(click.ParamType[timedelta]):
     """A duration in seconds."""
 
     name = "seconds"
@@ -102,9 +104,9 @@ def init_command(store: str, yes: bool, as_json: bool) -> None:
 @click.option(
     "--batch", type=click.IntRange(min=1), default=1000, show_default=True, help="Rows of one claim."
 )
-@_duration("--lease", Options.lease, "How long claimed rows are this relay's.")
-@_duration("--poll", Options.poll, "How often to look where nobody tells of a commit.")
-@_duration("--retention", Options.retention, "How long delivered rows are kept.")
+@_duration("--lease", _DEFAULTS.lease, "How long claimed rows are this relay's.")
+@_duration("--poll", _DEFAULTS.poll, "How often to look where nobody tells of a commit.")
+@_duration("--retention", _DEFAULTS.retention, "How long delivered rows are kept.")
 @click.option("--once", is_flag=True, help="Publish what is there now, and end.")
 @_as_json
 @reports_errors

@@ -88,7 +88,8 @@ class Backoff:
 
     def after(self, failures: int) -> timedelta:
         """Return the wait after so many failures."""
-        return min(self.first * 2 ** min(failures, 30), self.longest)
+        doubled: timedelta = self.first * 2 ** min(failures, 30)
+        return min(doubled, self.longest)
 
 
 def judge(entry: Entry, error: BrokerError | None, backoff: Backoff) -> Verdict:
