@@ -12,6 +12,7 @@
     │   └── PublishError        a message that is not known to be safe
     │       ├── Unroutable      returned: no queue is bound, it is stored nowhere
     │       ├── Refused         nacked or refused before it was sent; it is not stored by the one who refused
+    │       │   └── InvalidMessage  the broker cannot take it as it is; trying again cannot help
     │       ├── ConfirmUnknown  no confirm came: it may be stored or not
     │       └── PublishErrors   some of many messages; names each
     ├── StoreError              the store of ledger and effects
@@ -73,6 +74,10 @@ class Unroutable(PublishError):
 
 class Refused(PublishError):
     """A queue refused the message, or it was refused before a byte was sent."""
+
+
+class InvalidMessage(Refused):
+    """The broker cannot take the message as it is; trying again cannot help."""
 
 
 class ConfirmUnknown(PublishError):

@@ -358,5 +358,18 @@ def go_wrong(what: str) -> None:
             time.sleep(60)
 
 
+@task(name="t.publishes_in_work")
+def publishes_in_work(self: Any, label: str, what: str) -> None:
+    """Publish a task in the transaction of an effect, and go wrong before or after its commit."""
+    count = note(label)
+    with self.unit_of_work() as work:
+        work.connection.execute(insert(effects).values(label=label))
+        work.publish(effect, f"{label}-{count}")
+        if what == "before" and count == 1:
+            go_wrong("kill")
+    if what == "after" and count == 1:
+        go_wrong("kill")
+
+
 for _name in os.environ.get("TEST_WITHOUT_TASKS", "").split():
     del app.tasks[_name]

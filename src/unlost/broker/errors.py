@@ -32,7 +32,7 @@ class Refused(errors.Refused, OperationalError):
     """The message was nacked, or refused before it was sent."""
 
 
-class InvalidMessage(errors.Refused, OperationalError):
+class InvalidMessage(errors.InvalidMessage, OperationalError):
     """The broker cannot take the message as it is; nothing is stored, and trying again cannot help."""
 
 

@@ -71,26 +71,30 @@ def migrate(database: Database, part: str, migrations: Sequence[Migration]) -> l
     """
     if [each.version for each in migrations] != list(range(1, len(migrations) + 1)):
         raise ConfigurationError(f"the migrations of {part} are not numbered 1, 2, 3, ...")
-    if not _missing(database, part, migrations):
+    if not missing(database, part, migrations):
         return []
     with database.transaction() as connection, database.dialect.exclusive(connection, _LOCK):
         _metadata.create_all(connection)
         present = _present(connection, part)
-        missing = [each for each in migrations if each.version not in present]
-        for each in missing:
+        needed = [each for each in migrations if each.version not in present]
+        for each in needed:
             logger.info("database: bringing the tables of %s to version %d", part, each.version)
             each.apply(connection)
             note = {"part": part, "version": each.version}
             connection.execute(database.dialect.insert_missing(versions, note))
-    return [each.version for each in missing]
+    return [each.version for each in needed]
 
 
-def _missing(database: Database, part: str, migrations: Sequence[Migration]) -> bool:
+def missing(database: Database, part: str, migrations: Sequence[Migration]) -> list[int]:
+    """Return the versions of a part that :func:`migrate` would apply; changes nothing.
+
+    Raises:
+        StoreUnavailable: The database cannot be reached.
+    """
     with database.transaction() as connection:
-        if not inspect(connection).has_table(versions.name):
-            return True
-        present = _present(connection, part)
-    return any(each.version not in present for each in migrations)
+        known = inspect(connection).has_table(versions.name)
+        present = _present(connection, part) if known else set()
+    return [each.version for each in migrations if each.version not in present]
 
 
 def _present(connection: Connection, part: str) -> set[int]:

@@ -72,6 +72,8 @@ class ConfirmingProducer(Producer):
             },
         )
         guard(message, self._runtime.settings)
+        if self._runtime.outbox.takes(message):
+            return
         attempt = self._runtime.attempt.get()
         settling = attempt is not None and attempt.completed
         sink = self._runtime.sink.get()
@@ -162,6 +164,8 @@ class ReliableAMQP(AMQP):
         send = super()._create_task_sender()
 
         def send_reliably(producer: Any, name: str, message: Any, **options: Any) -> Any:
+            if self._runtime.outbox.is_taking:
+                message = message._replace(sent_event=None)
             # The broker would drop what expires; the worker checks our header and says so.
             options.pop("expiration", None)
             # Ours: equal over all attempts, and stored on disk.

@@ -19,6 +19,7 @@ from unlost.core.retry import RetryPolicy
 from unlost.errors import ConfigurationError
 from unlost.idempotency.sql import SqlStore
 from unlost.tasks.leases import LeaseKeeper
+from unlost.tasks.outbox import TaskOutbox
 from unlost.topology.model import Topology
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class Runtime:
     publisher: Publisher
     retries: RetryPolicy
     leases: LeaseKeeper
+    outbox: TaskOutbox = field(default_factory=TaskOutbox)
     #: The attempt whose body runs in this context.
     attempt: ContextVar[Attempt | None] = field(
         default_factory=lambda: ContextVar("unlost_attempt", default=None)

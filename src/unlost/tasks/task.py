@@ -15,7 +15,6 @@ from tenacity import Retrying, wait_none
 from tenacity.stop import stop_base
 from tenacity.wait import wait_base
 
-from unlost.core.ports import Work
 from unlost.core.retry import RetryPolicy
 from unlost.errors import ConfigurationError, RetryLater
 from unlost.tasks.attempt import Attempt
@@ -25,6 +24,7 @@ from unlost.tasks.inprocess import retrying, since_start
 from unlost.tasks.results import encode_result
 from unlost.tasks.runtime import Runtime, has_runtime, runtime_of
 from unlost.tasks.template import can_fill_in
+from unlost.tasks.work import UnitOfWork
 
 logger = logging.getLogger(__name__)
 
@@ -244,12 +244,23 @@ class ReliableTask(Task):
         given = args[0].model_dump(mode="json") if isinstance(args[0], BaseModel) else dict(args[0])
         return self.payload.model_validate({**given, **kwargs})
 
+    def delay_on_commit(self, place: Any, /, *args: Any, **kwargs: Any) -> Any:
+        """Publish the task when a transaction commits; see :func:`unlost.outbox.publish`.
+
+        Args:
+            place: The SQLAlchemy ``Session`` or ``Connection`` whose transaction it is.
+            *args: As for ``delay``.
+            **kwargs: As for ``delay``.
+        """
+        return self._runtime.outbox.apply_async(place, self, args, kwargs)
+
     @contextmanager
-    def unit_of_work(self) -> Iterator[Work]:
+    def unit_of_work(self) -> Iterator[UnitOfWork]:
         """Open the transaction in which the effect and the done record commit together.
 
-        Business rows go through ``work.session`` or ``work.connection``; ``work.result`` is what links
-        and duplicates receive. After the block the message is done, whatever the rest of ``run`` does.
+        Business rows go through ``work.session`` or ``work.connection``; ``work.publish`` writes tasks into
+        the outbox; ``work.result`` is what links and duplicates receive. After the block the message is
+        done, whatever the rest of ``run`` does.
 
         Raises:
             ConfigurationError: There is no running attempt, or it had its unit of work.
@@ -264,7 +275,9 @@ class ReliableTask(Task):
         if attempt.completed:
             raise ConfigurationError(f"{self.name}: a run has one unit of work, and this one had it")
         with self._runtime.ledger.unit_of_work(attempt.message, attempt.row, encode_result) as work:
-            yield work
+            ours = UnitOfWork(work, self._runtime.outbox)
+            yield ours
+            work.result = ours.result
         attempt.result = encode_result(work.result)
         attempt.completed = True
 
