@@ -35,6 +35,7 @@ class Settings(BaseModel):
         hold: The longest wait of a copy whose message somebody else holds.
         max_crashes: Crashes after which a message is poison.
         max_lost: Takeovers after which a message is poison.
+        code_version: Version of the application's code, a commit for instance; dead letters carry it.
         topology_check: ``refuse`` lets no worker start on a topology that is missing; ``warn`` does.
         dangerously_without: Guarantees to switch off, for the runs that prove that each is needed.
     """
@@ -50,6 +51,7 @@ class Settings(BaseModel):
     hold: timedelta = timedelta(minutes=5)
     max_crashes: int = 3
     max_lost: int = 20
+    code_version: str = ""
     topology_check: Literal["refuse", "warn"] = "refuse"
     dangerously_without: frozenset[Guarantee] = frozenset()
 

@@ -20,6 +20,7 @@ from unlost.core.envelope import problem_of_headers
 from unlost.core.headers import Failure
 from unlost.core.message import Outgoing
 from unlost.errors import BrokerError, TopologyError
+from unlost.tasks.attempt import origin_of
 from unlost.tasks.check import check_topology
 from unlost.tasks.runtime import Runtime, runtime_of
 from unlost.tasks.settings import EXIT_CONFIGURATION
@@ -136,6 +137,7 @@ def letter_of_raw(runtime: Runtime, message: Any, queue: str, reason: str, text:
     headers = message.headers if isinstance(message.headers, dict) else {}
     failure = Failure(reason=reason, exception=text, failed_at_ms=epoch_ms(datetime.now(UTC)))
     generation = h.generation_of(headers)
+    origin = origin_of(message.delivery_info, runtime.settings.code_version)
     kept = {
         name: value
         for name, value in (message.properties or {}).items()
@@ -145,7 +147,7 @@ def letter_of_raw(runtime: Runtime, message: Any, queue: str, reason: str, text:
         exchange=naming.dead_letter_exchange_of(runtime.topology.name),
         routing_key=queue,
         body=message.body,
-        headers={**h.letter(headers, generation, failure), h.QUEUE: queue},
+        headers={**h.letter(headers, generation, failure, origin), h.QUEUE: queue},
         properties={**kept, "delivery_mode": 2},
     )
 
