@@ -92,7 +92,7 @@ class LeaseLost(StoreError):
 
 
 class DeadLetterError(UnlostError):
-    """Dead letters could not be read or sent on as asked; what was not confirmed elsewhere is where it was."""
+    """Dead letters could not be read or sent on as asked; what is not confirmed elsewhere is where it was."""
 
 
 class QueueMissing(DeadLetterError):

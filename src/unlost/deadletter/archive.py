@@ -32,8 +32,8 @@ def to_line(letter: DeadLetter, notes: Mapping[str, Any] | None = None) -> str:
         "queue": letter.queue,
         "exchange": letter.exchange,
         "routing_key": letter.routing_key,
-        "properties": _to_json(letter.properties),
-        "headers": _to_json(letter.headers),
+        "properties": to_json(letter.properties),
+        "headers": to_json(letter.headers),
         **_body_to_json(letter.body),
     }
     return json.dumps(document, separators=(",", ":"), ensure_ascii=False) + "\n"
@@ -156,12 +156,13 @@ class Archive:
         os.ftruncate(self._file, size)
 
 
-def _to_json(value: Any) -> Any:
+def to_json(value: Any) -> Any:
+    """Return a header's value as JSON can hold it."""
     match value:
         case Mapping():
-            return {str(name): _to_json(inner) for name, inner in value.items()}
+            return {str(name): to_json(inner) for name, inner in value.items()}
         case list() | tuple():
-            return [_to_json(inner) for inner in value]
+            return [to_json(inner) for inner in value]
         case datetime():
             return {"$time": moment_of(value).isoformat()}
         case bytes() | bytearray() | memoryview():

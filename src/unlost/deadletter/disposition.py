@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Protocol
@@ -73,7 +73,7 @@ class Redrive:
         tasks: The names that the application has; ``None`` if they are not known.
     """
 
-    selection: Selection = Selection()
+    selection: Selection = field(default_factory=Selection)
     to: str | None = None
     max_redrives: int = 3
     run_again: bool = False

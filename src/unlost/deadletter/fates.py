@@ -52,11 +52,12 @@ class Observed:
         self._failed: set[str] = set()
         self._back = 0
         self._is_canary = True
+        self._unseen = False
 
     def prepare(self, letter: DeadLetter) -> None:
         """Begin to watch the way by which this letter would come back, before it is sent."""
-        if self._watch is not None:
-            self._watch.follow(letter.exchange, letter.routing_key)
+        if self._watch is None or not self._watch.follow(letter.exchange, letter.routing_key):
+            self._unseen = True
 
     def sent(self, letter: DeadLetter) -> None:
         """Note that a letter was sent back."""
@@ -72,6 +73,11 @@ class Observed:
 
     def canary(self) -> str:
         """Wait for what becomes of all that was sent so far."""
+        if self._unseen and self._rows is None:
+            return (
+                f"{UNDECIDED}: some letters came by no exchange that can be watched, and there is no store "
+                "to ask; give the store, or go without a canary (--blind)"
+            )
         deadline = time.monotonic() + self._pace.watch.total_seconds()
         while True:
             self._look(TICK)
@@ -87,7 +93,8 @@ class Observed:
         waiting = [ident for ident in self._open if self._is_waiting(ident)]
         if waiting:
             return (
-                f"{UNDECIDED}: {len(waiting)} of {self._total} neither done nor dead after {self._pace.watch}; "
+                f"{UNDECIDED}: {len(waiting)} of {self._total} neither done nor dead after "
+                f"{self._pace.watch}; "
                 "are workers running? Resume with a longer --watch"
             )
         return self._end(PASSED)

@@ -60,8 +60,8 @@ class Group:
     example: str = ""
     samples: list[str] = field(default_factory=list)
 
-    def add(self, letter: DeadLetter) -> None:
-        """Count a letter."""
+    def add(self, letter: DeadLetter, shown: Callable[[DeadLetter, str], str]) -> None:
+        """Count a letter; ``shown`` makes its text fit to be shown."""
         self.letters += 1
         self.loops += letter.is_loop
         if letter.failed_at is not None:
@@ -69,7 +69,7 @@ class Group:
             self.newest = max(self.newest or letter.failed_at, letter.failed_at)
         if letter.code_version and (letter.code_version in self.versions or len(self.versions) < SAMPLES):
             self.versions[letter.code_version] += 1
-        self.example = self.example or letter.exception[:200]
+        self.example = self.example or shown(letter, letter.exception)[:200]
         if letter.id and len(self.samples) < SAMPLES:
             self.samples.append(letter.id)
 
@@ -96,16 +96,26 @@ def _id_of(facets: Mapping[str, str]) -> str:
     return hashlib.sha256(text.encode(errors="replace")).hexdigest()[:10]
 
 
-def group(letters: Iterable[DeadLetter], by: tuple[str, ...] = DEFAULT) -> list[Group]:
-    """Return the groups, the largest first; keeps counts and a few samples, no letters."""
+def group(
+    letters: Iterable[DeadLetter],
+    by: tuple[str, ...] = DEFAULT,
+    shown: Callable[[DeadLetter, str], str] = lambda _letter, text: text,
+) -> list[Group]:
+    """Return the groups, the largest first; keeps counts and a few samples, no letters.
+
+    Args:
+        letters: Gone through once.
+        by: What the letters of a group have in common, of :data:`FACETS`.
+        shown: Makes an exception's text fit to be shown, :meth:`unlost.deadletter.redact.Redactor.text`.
+    """
     groups: dict[tuple[str, ...], Group] = {}
     others = Group(id=OTHERS, facets={})
     for letter in letters:
         facets = facets_of(letter, by)
         key = tuple(facets.values())
         if key not in groups and len(groups) >= MOST_GROUPS:
-            others.add(letter)
+            others.add(letter, shown)
             continue
-        groups.setdefault(key, Group(id=_id_of(facets), facets=facets)).add(letter)
+        groups.setdefault(key, Group(id=_id_of(facets), facets=facets)).add(letter, shown)
     found = sorted(groups.values(), key=lambda each: -each.letters)
     return [*found, others] if others.letters else found

@@ -1,4 +1,4 @@
-"""Is a queue safe to look at? Under a delivery limit a look may count, and the last one deletes the letter."""
+"""Is a queue safe to look at? Under a delivery limit looks may count, and the last one deletes the letter."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def refuse_counting_looks(management: Management, queue: str) -> None:
     if limit is not None and version < _UNCOUNTED_SINCE:
         raise DeadLetterError(
             f"queue {queue!r} has a delivery limit of {limit}, and RabbitMQ {version[0]}.{version[1]} counts "
-            f"every look: the letter that is looked at {limit + 1} times is deleted. Set delivery-limit to -1 "
-            "by a policy (`unlost topology apply` does for its own queues), or give --count-looks"
+            f"every look: the letter that is looked at {limit + 1} times is deleted. Set delivery-limit to "
+            "-1 by a policy (`unlost topology apply` does for its own queues), or give --count-looks"
         )
 
 

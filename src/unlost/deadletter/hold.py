@@ -43,6 +43,10 @@ SILENCE = timedelta(milliseconds=200)
 #: How long to wait for letters that the queue has and does not hand out.
 STALL = timedelta(seconds=60)
 
+#: No letter is held for longer: after 30 minutes the broker takes an unsettled delivery for stuck
+#: (https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout).
+LONGEST = timedelta(minutes=20)
+
 #: Others who consume are served first.
 _PRIORITY = {"x-priority": -10}
 
@@ -76,6 +80,11 @@ class Hold:
         queue: Which queue.
         window: Letters of one channel.
         patience: How long one answer of the broker may take.
+        longest: How long letters are held; then the iteration ends early.
+
+    Attributes:
+        ready: How many letters the queue said it had at the start; 0 for a moment after a restart.
+        is_cut: Whether the iteration ended because it had taken too long.
 
     Raises:
         QueueMissing: There is no such queue.
@@ -90,8 +99,11 @@ class Hold:
         *,
         window: int = WINDOW,
         patience: timedelta = timedelta(seconds=30),
+        longest: timedelta = LONGEST,
     ) -> None:
         self.queue = queue
+        self.is_cut = False
+        self._until = time.monotonic() + longest.total_seconds()
         self._window = window
         self._place = where(source)
         self._arrived: deque[tuple[Pane, Any]] = deque()
@@ -113,8 +125,7 @@ class Hold:
         """Yield letters until the queue has no more to give.
 
         Args:
-            most: End after so many, whatever is left; ``None`` goes on to the end, and if letters keep
-                coming in, on and on.
+            most: End after so many, whatever is left; ``None`` goes on to the end.
 
         Raises:
             QueueMissing: The queue was deleted.
@@ -123,6 +134,9 @@ class Hold:
         """
         taken = 0
         while most is None or taken < most:
+            if time.monotonic() >= self._until:
+                self.is_cut = True
+                return
             held = self._next()
             if held is None:
                 return

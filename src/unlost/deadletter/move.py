@@ -18,6 +18,7 @@ from unlost.deadletter.disposition import Decision, Verdict
 from unlost.deadletter.journal import Entry, Journal
 from unlost.deadletter.letter import DeadLetter
 from unlost.deadletter.pace import Pace, Recent
+from unlost.errors import BrokerUnavailable
 
 #: Letters that are only to be acked are collected up to so many.
 ACKS = 1000
@@ -145,7 +146,10 @@ class Move:
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.report = Report() if report is None else report
+        # What stays is counted anew in every pass; what went is gone.
         self.report.kept.clear()
+        self.report.failed.clear()
+        self.report.unknown = 0
         self.report.journal = str(journal.path)
         self._letters = letters
         self._decide = decide
@@ -162,12 +166,16 @@ class Move:
         self._is_canary = bool(pace.canary and fates) and not _has_passed(journal)
         self._began = clock()
         self._sent_since = 0
+        self._lost: BrokerUnavailable | None = None
 
     def __call__(self, held_at_most: int | None = None) -> Report:
         """Go over the letters once; those that are not acked are the holder's to give back.
 
         Args:
             held_at_most: Look at no more letters than so many.
+
+        Raises:
+            BrokerUnavailable: The broker was lost; go over the letters again, with the same journal.
         """
         for held in self._letters.letters(held_at_most):
             self._take(held)
@@ -216,6 +224,8 @@ class Move:
         self.report.acked += len(gone) - sent
         self._judge(batch, failed, sent)
         self._on_progress(self.report)
+        if self._lost is not None:
+            raise self._lost
 
     def _publish(self, batch: _Batch) -> set[int]:
         """Send a batch; return the ids of the held letters that are not safe, twins included."""
@@ -225,6 +235,8 @@ class Move:
             if result.outcome is Outcome.OK:
                 continue
             failed.update(id(each) for each in batch.with_twins(held))
+            if isinstance(result.error, BrokerUnavailable):
+                self._lost = result.error
             if result.outcome is Outcome.UNKNOWN:
                 self.report.unknown += 1
             else:
@@ -232,6 +244,8 @@ class Move:
         return failed
 
     def _judge(self, batch: _Batch, failed: set[int], sent: int) -> None:
+        if self._lost is not None:
+            return
         if batch.sending and not sent:
             why = next(iter(self.report.failed), "no confirm came")
             self.report.stopped = f"none of {len(batch.sending)} letters could be sent: {why}"
