@@ -47,6 +47,7 @@ class Settings(BaseModel):
         park: How long a message waits in all for a worker that knows its task or its version.
         max_crashes: Crashes after which a message is poison.
         max_lost: Takeovers after which a message is poison.
+        code_version: Version of the application's code, a commit for instance; dead letters carry it.
         topology_check: ``refuse`` lets no worker start on a topology that is missing; ``warn`` does.
         dangerously_without: Guarantees to switch off, for the runs that prove that each is needed.
     """
@@ -65,6 +66,7 @@ class Settings(BaseModel):
     park: timedelta = timedelta(hours=1)
     max_crashes: int = 3
     max_lost: int = 20
+    code_version: str = ""
     topology_check: Literal["refuse", "warn"] = "refuse"
     dangerously_without: frozenset[Guarantee] = frozenset()
 

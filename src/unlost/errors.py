@@ -18,6 +18,9 @@
     ├── StoreError              the store of ledger and effects
     │   ├── StoreUnavailable    it cannot be reached or is locked for too long
     │   └── LeaseLost           somebody else holds the message now; nothing of ours was written
+    ├── DeadLetterError         dead letters cannot be read or sent on as asked; none was lost
+    │   ├── QueueMissing        the queue is not there, or vanished meanwhile
+    │   └── JournalError        a journal that cannot be read, is another's, or is in use
     └── ChaosError
         ├── HarnessError        the test rig failed; says nothing about the system under test
         └── Anomaly             a checker found the history invalid
@@ -120,6 +123,18 @@ class StoreUnavailable(StoreError):
 
 class LeaseLost(StoreError):
     """Somebody else holds the message now; nothing of this attempt was written."""
+
+
+class DeadLetterError(UnlostError):
+    """Dead letters could not be read or sent on as asked; what is not confirmed elsewhere is where it was."""
+
+
+class QueueMissing(DeadLetterError):
+    """The queue of dead letters does not exist, or was deleted while it was read."""
+
+
+class JournalError(DeadLetterError):
+    """A journal cannot be read, belongs to another queue, or is being written by another process."""
 
 
 class ChaosError(UnlostError):

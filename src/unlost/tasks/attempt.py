@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from unlost.core import headers as h
+from unlost.core.headers import Origin
 from unlost.core.ids import MessageId
 from unlost.core.message import Outgoing
 from unlost.core.settlement import Admission, Row
@@ -35,6 +36,7 @@ class Attempt:
     headers: Mapping[str, Any]
     properties: Mapping[str, Any]
     body: bytes | str
+    origin: Origin | None = None
     entered: bool = False
     crashed: bool = False
     in_process: int = 0
@@ -79,3 +81,9 @@ def outgoing(
         headers=headers,
         properties={**properties, "message_id": message_id, "delivery_mode": 2},
     )
+
+
+def origin_of(delivery_info: Any, code_version: str) -> Origin:
+    """Return how a delivery came, as the broker told."""
+    info = delivery_info or {}
+    return Origin(str(info.get("exchange") or ""), str(info.get("routing_key") or ""), code_version)

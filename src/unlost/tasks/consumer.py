@@ -22,6 +22,7 @@ from unlost.core.message import Outgoing
 from unlost.core.parking import next_park
 from unlost.errors import BrokerError, TopologyError
 from unlost.tasks.amqp import route
+from unlost.tasks.attempt import origin_of
 from unlost.tasks.check import check_topology
 from unlost.tasks.runtime import Runtime, runtime_of
 from unlost.tasks.settings import EXIT_CONFIGURATION
@@ -154,7 +155,8 @@ def letter_of_raw(runtime: Runtime, message: Any, queue: str, reason: str, text:
     """Return the letter of a delivery that is no task: its body and properties as they came."""
     headers = message.headers if isinstance(message.headers, dict) else {}
     failure = Failure(reason=reason, exception=text, failed_at_ms=epoch_ms(datetime.now(UTC)))
-    letter = {**h.letter(headers, h.generation_of(headers), failure), h.QUEUE: queue}
+    origin = origin_of(message.delivery_info, runtime.settings.code_version)
+    letter = {**h.letter(headers, h.generation_of(headers), failure, origin), h.QUEUE: queue}
     return raw_copy(message, naming.dead_letter_exchange_of(runtime.topology.name), queue, letter)
 
 

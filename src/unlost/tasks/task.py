@@ -41,6 +41,8 @@ class ReliableTask(Task):
         queue: The declared work queue that its messages go to.
         payload: A pydantic model; ``delay(**fields)`` or ``delay(instance)`` is validated before it is
             published, and ``run`` receives the instance.
+        secrets: Names of arguments that tools hide when they show a dead letter; fields of type
+            ``SecretStr`` are hidden anyway. Nothing is changed in the message.
         retry: A :class:`unlost.core.retry.RetryPolicy`. Without one the app's is used; without that a
             failure is dead-lettered at once. (The method ``self.retry(...)`` keeps working.)
     """
@@ -55,6 +57,7 @@ class ReliableTask(Task):
     queue: ClassVar[str | None] = None
     payload: ClassVar[type[BaseModel] | None] = None
     retry_policy: ClassVar[RetryPolicy | None] = None
+    secrets: ClassVar[tuple[str, ...]] = ()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
