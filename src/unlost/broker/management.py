@@ -236,6 +236,12 @@ class Management:
         }
         self._write("PUT", self._path("policies", policy.name), body)
 
+    def delete_policy(self, name: str) -> None:
+        """Delete a policy; without effect if there is none of that name."""
+        response = self._request("DELETE", self._path("policies", name))
+        if response.status_code != httpx.codes.NOT_FOUND:
+            self._check(response)
+
     def _path(self, kind: str, *names: str) -> str:
         return "/".join((kind, *(quote(name, safe="") for name in (self.vhost, *names))))
 
