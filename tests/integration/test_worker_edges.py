@@ -425,3 +425,12 @@ def test_a_spent_budget_of_celerys_own_ends_the_message(shop: Bench) -> None:
     assert headers["x-unlost-death-exception"] == "its own budget"
     assert traces(shop) == {"b": 1}
     assert leftovers(shop) == {}
+
+
+def test_a_delivery_that_the_pool_has_lost_goes_back_to_the_broker(shop: Bench) -> None:
+    """A job that no child ever accepts is given back and runs, and its child gets work again."""
+    shop.start("--concurrency=1", app="forgetful")
+    shop.call("m.effect.delay('lost'); m.effect.delay('after')")
+    shop.wait_for(lambda: shop.states() == {"done": 2}, "both are done", timedelta(seconds=60))
+    assert shop.effects() == {"lost": 1, "after": 1}
+    assert "the pool has lost it" in shop.log()

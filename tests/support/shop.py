@@ -93,10 +93,10 @@ BURST: dict[str, Any] = {
     "messages": 600,
     "rate": 100.0,
     "client_threads": 4,
-    "kill_every": timedelta(seconds=2),
+    "kill_every": timedelta(seconds=1),
     "restart_broker_at": 0.6,
-    # Long enough for kills to hit running tasks.
-    "options": {"work_ms": 15},
+    # Bodies that take most of a child's time, so that some kill certainly hits one.
+    "options": {"work_ms": 40},
 }
 
 

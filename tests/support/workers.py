@@ -57,10 +57,10 @@ class Bench:
             **self.settings,
         }
 
-    def start(self, *arguments: str, wait: bool = True) -> subprocess.Popen[bytes]:
-        """Start a worker; returns when it consumes."""
+    def start(self, *arguments: str, wait: bool = True, app: str = "misbehaving") -> subprocess.Popen[bytes]:
+        """Start a worker, of a module beside this one; returns when it consumes."""
         log = self.folder / f"worker-{len(self.workers)}.log"
-        command = [sys.executable, "-m", "celery", "-A", "tests.support.misbehaving:app", "worker"]
+        command = [sys.executable, "-m", "celery", "-A", f"tests.support.{app}:app", "worker"]
         flags = ["--loglevel=INFO", "--concurrency=2", f"--hostname=w{len(self.workers)}@%h"]
         with log.open("wb") as out:
             worker = subprocess.Popen(

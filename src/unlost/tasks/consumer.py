@@ -24,8 +24,10 @@ from unlost.errors import BrokerError, TopologyError
 from unlost.tasks.amqp import route
 from unlost.tasks.attempt import origin_of
 from unlost.tasks.check import check_topology
+from unlost.tasks.request import ReliableRequest
 from unlost.tasks.runtime import Runtime, runtime_of
 from unlost.tasks.settings import EXIT_CONFIGURATION
+from unlost.tasks.stranded import CHECK_EVERY, Watch
 from unlost.tasks.task import ReliableTask
 from unlost.tasks.tracer import wrap
 from unlost.topology import naming
@@ -43,6 +45,8 @@ class ReliableConsumer(Consumer):
             if isinstance(step, Tasks):
                 # Quorum queues refuse global QoS (540); our queues do not show their type to Celery.
                 step.qos_global = lambda _consumer: False
+        self._watch = Watch()
+        self._looking: Any = None
         # In prefork the child rebuilds Celery's tracers just before this signal.
         worker_process_init.connect(self._wrap_tracers, weak=False)
 
@@ -62,7 +66,26 @@ class ReliableConsumer(Consumer):
                 # Rights that are taken away and given back while it runs are no reason to stay away.
                 raise ConnectionError(refusal_of(self.conninfo, exc)) from exc
             raise _shutdown(refusal_of(self.conninfo, exc)) from None
+        self._look_for_stranded()
         return connection
+
+    def _look_for_stranded(self) -> None:
+        """Look every few seconds for what the pool has lost. Celery ends the timers of a lost connection."""
+        if self._looking is not None:
+            self._looking.cancel()
+        if hasattr(getattr(self.pool, "_pool", None), "_cache"):
+            self._looking = self.timer.call_repeatedly(CHECK_EVERY.total_seconds(), self._give_back_stranded)
+
+    def _give_back_stranded(self) -> None:
+        pool = self.pool._pool
+        for job in self._watch.stranded(list(pool._cache.values())):
+            request = getattr(job._callback, "__self__", None)
+            if isinstance(request, ReliableRequest):
+                job.discard()
+                # Else the process that it is thought to be with would never be given another.
+                pool._busy_workers.discard(getattr(job._write_to or job._scheduled_for, "inqW_fd", None))
+                request.give_back("the pool has lost it: no process has accepted it")
+                self.controller._quick_release()
 
     def update_strategies(self) -> None:
         """Build Celery's strategies and tracers, and settle around the tracers."""

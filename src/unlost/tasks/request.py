@@ -9,6 +9,7 @@ an end whose publish was confirmed (mark)   ack
 ``Reject(requeue=True)``                    requeue (Celery's own)
 the child is dead, or hit its hard limit    see it dead, count the crash and end the lease, requeue
 the child was stopped with the worker       end the lease uncounted, requeue
+nothing: the pool has lost the job          requeue (``tasks/stranded.py``)
 anything else                               requeue: nothing that is not recorded may be acked
 ==========================================  =====================================================
 
@@ -100,9 +101,13 @@ class ReliableRequest(Request):
         elif isinstance(exc, Ignore | Reject):
             super().on_failure(exc_info, send_failed_event, return_ok)
         else:
-            logger.error("%s: nothing is recorded of %r: given back", self.humaninfo(), exc)
-            task_ready(self)
-            self.reject(requeue=True)
+            self.give_back(f"nothing is recorded of {exc!r}")
+
+    def give_back(self, why: str) -> None:
+        """Requeue the delivery; a copy that runs all the same is absorbed by the ledger."""
+        logger.error("%s: %s: given back", self.humaninfo(), why)
+        task_ready(self)
+        self.reject(requeue=True)
 
     def on_timeout(self, soft: bool, timeout: float) -> None:
         """Log a soft limit; a hard one was settled by :meth:`on_failure`, but for gevent's, which is not."""

@@ -18,6 +18,10 @@ from unlost.testing.waiting import wait_until
 
 logger = logging.getLogger(__name__)
 
+#: Schedulers that find nothing to do sleep instead of spinning: several nodes share a machine with the tests
+#: (https://www.rabbitmq.com/docs/runtime#busy-waiting).
+NO_BUSY_WAITING = "+sbwt none +sbwtdcpu none +sbwtdio none"
+
 BOOT_PATIENCE = timedelta(seconds=90)
 """For a node to start on a slow, shared machine; 4-11 s are usual."""
 VHOST_PATIENCE = timedelta(seconds=15)

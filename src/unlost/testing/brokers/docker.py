@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import Any
 
 from unlost.errors import HarnessError
-from unlost.testing.brokers.base import Broker
+from unlost.testing.brokers.base import NO_BUSY_WAITING, Broker
 from unlost.testing.brokers.endpoint import Endpoint
 from unlost.testing.brokers.owner import is_gone, own_name
 from unlost.testing.brokers.ports import free_ports
@@ -144,7 +144,11 @@ def _container(environ: Mapping[str, str], image: str, amqp: Endpoint, managemen
         image,
         docker_client_kw={"environment": _engine_environ(environ)},
         name=f"unlost-{secrets.token_hex(6)}",
-        env={"RABBITMQ_DEFAULT_USER": amqp.user, "RABBITMQ_DEFAULT_PASS": amqp.password},
+        env={
+            "RABBITMQ_DEFAULT_USER": amqp.user,
+            "RABBITMQ_DEFAULT_PASS": amqp.password,
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": NO_BUSY_WAITING,
+        },
         labels={_OWNER_LABEL: own_name()},
     )
     # with_bind_ports() knows ports only, and would publish them on every interface.

@@ -14,6 +14,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from unlost.testing.brokers.base import NO_BUSY_WAITING
 from unlost.testing.brokers.endpoint import Endpoint
 from unlost.testing.brokers.ports import free_ports
 
@@ -22,6 +23,7 @@ _LOCK = "lock"
 # Between the making of a directory and its lock a sweep must not take it for a dead one's.
 _NEWBORN = timedelta(seconds=60)
 _PACKAGED_SERVERS = "usr/lib/rabbitmq/lib/rabbitmq_server-*/sbin/rabbitmq-server"
+_LOOPBACK_ONLY = "-kernel inet_dist_use_interface {127,0,0,1}"
 _SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -162,7 +164,7 @@ def _variables(directory: Path, programs: Programs, dist_port: int, epmd_port: i
         "RUNNING_UNDER_SYSTEMD": "1",  # the script becomes the node instead of its parent
         "RABBITMQ_NODENAME": f"unlost{dist_port}@localhost",
         "RABBITMQ_DIST_PORT": str(dist_port),
-        "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
+        "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": f"{NO_BUSY_WAITING} {_LOOPBACK_ONLY}",
         "ERL_EPMD_PORT": str(epmd_port),
         "ERL_EPMD_ADDRESS": "127.0.0.1",
         "ERL_CRASH_DUMP_SECONDS": "0",  # no dump
