@@ -126,14 +126,14 @@ def _problem(found: dict[str, Any], document: Document, keys: Mapping[Location, 
 
 
 def _without_tags(location: Location, data: object) -> Location:
-    """Leave out the parts that name no key but a member of a union, as pydantic puts them in."""
+    """Leave out the parts that name no key but a type, as pydantic puts them in to tell unions apart."""
     out: list[str] = []
-    for index, part in enumerate(location):
+    for part in location:
         if isinstance(data, Mapping) and part in data:
             data = data[part]
         elif isinstance(data, list) and part.isdigit() and int(part) < len(data):
             data = data[int(part)]
-        elif index < len(location) - 1:
+        elif isinstance(data, Mapping | None) and part == (data or {}).get("type", "quorum"):
             continue
         out.append(part)
     return tuple(out)
