@@ -205,7 +205,7 @@ def test_a_queue_with_messages_is_not_deleted(vhost: Vhost, management: Manageme
 
 
 def test_at_least_once_is_not_left_while_letters_are_pending(vhost: Vhost, management: Management) -> None:
-    """A dead letter that waits for its confirm keeps its queue's settings, flag or not; without one they can go."""
+    """A dead letter that waits for its confirm keeps its queue's settings; without one they can go."""
     safe = {
         "dead-letter-exchange": "nowhere",
         "dead-letter-strategy": "at-least-once",
