@@ -55,9 +55,9 @@ def management(vhost: Vhost) -> Iterator[Management]:
         yield management
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Look for a second only: each test waits itself until the totals are what they should be."""
+    """Look for a second only: the test waits itself until the totals are what they should be."""
     monkeypatch.setattr(guards, "_TOTALS_ARE_OLD", timedelta(seconds=1))
 
 
@@ -204,6 +204,7 @@ def test_a_queue_with_messages_is_not_deleted(vhost: Vhost, management: Manageme
     assert management.queue(old.name) is None
 
 
+@pytest.mark.usefixtures("hurried")
 def test_at_least_once_is_not_left_while_letters_are_pending(vhost: Vhost, management: Management) -> None:
     """A dead letter that waits for its confirm keeps its queue's settings; without one they can go."""
     safe = {

@@ -17,6 +17,11 @@ from pydantic import ValidationError
 
 from unlost.errors import TopologyError
 
+try:  # ten times as fast, where PyYAML was built with libyaml
+    from yaml import CSafeLoader as SafeLoader
+except ImportError:
+    from yaml import SafeLoader  # type: ignore[assignment]
+
 _SUFFIXES = (".yaml", ".yml")
 # Sections whose entries may be spread over several files, name by name.
 _SHARED = frozenset(
@@ -247,7 +252,7 @@ def _said_twice(location: Location, first: Place, second: Place) -> TopologyErro
     return TopologyError(f"{second}: {': '.join(location)}: already declared in {first}; keep one of the two")
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(SafeLoader):
     """Refuses a key that occurs twice, of which YAML would silently keep the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
