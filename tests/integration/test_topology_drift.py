@@ -243,7 +243,8 @@ def test_what_policies_make_of_a_queue_is_what_the_broker_says(management: Manag
     ]
     guard = OperatorPolicy(name="o", pattern="^w", apply_to="queues", definition={"delivery-limit": 3})
     queues = [Queue(name=f"w-{kind}", arguments={"x-queue-type": kind}) for kind in ("quorum", "classic")]
-    for each in (*rules, guard, *queues):
+    there: list[BrokerObject] = [*rules, guard, *queues]
+    for each in there:
         management.put(each)
     policies, operators = Rules(rules), Rules([guard])
     expected = {queue.name: effect_on(queue, policies, operators) for queue in queues}
@@ -349,15 +350,15 @@ def test_an_existing_system_can_be_adopted(vhost: Vhost, management: Management,
         Queue(name="log", arguments={"x-queue-type": "stream", "x-max-age": "1D"}),
         Binding(source="e", destination="legacy", arguments={"x-match": "all", "n": 1}),
         Binding(source="amq.topic", destination="log", routing_key="#"),
-        Policy(name="p", pattern="^legacy", apply_to="queues", definition={"max-length": 9}),
     ]
-    for each in there:
+    policy = Policy(name="p", pattern="^legacy", apply_to="queues", definition={"max-length": 9})
+    for each in (*there, policy):
         management.put(each)
     path = tmp_path / "found.yaml"
     path.write_text(unlost(vhost, "import").stdout)
     same = unlost(vhost, "plan", str(path))
     assert (same.exit_code, "nothing to change" in same.stdout) == (0, True)
-    management.put(replace(there[5], definition={"max-length": 5}))
+    management.put(replace(policy, definition={"max-length": 5}))
     drifted = unlost(vhost, "plan", str(path), "--json")
     assert drifted.exit_code == 1
     (step,) = json.loads(drifted.stdout)["steps"]

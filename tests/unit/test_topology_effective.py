@@ -112,7 +112,11 @@ def test_the_next_policy_takes_the_place_of_one_that_does_not_apply() -> None:
 def test_a_policy_governs_what_it_applies_to(apply_to: ApplyTo, governed: set[str]) -> None:
     """A policy governs objects of the kind, and queues of the type, that it names."""
     rule = policy(apply_to=apply_to, max_length=5)
-    candidates = {"quorum": QUEUES["quorum"], "classic": QUEUES["classic"], "exchange": Exchange(name="w")}
+    candidates: dict[str, Queue | Exchange] = {
+        "quorum": QUEUES["quorum"],
+        "classic": QUEUES["classic"],
+        "exchange": Exchange(name="w"),
+    }
     assert {kind for kind, each in candidates.items() if rule.governs(each)} == governed
 
 

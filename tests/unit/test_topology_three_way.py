@@ -205,7 +205,7 @@ def test_a_new_policy_that_takes_a_safe_ones_place_is_destructive() -> None:
 
 def test_a_policy_of_somebody_else_overrules() -> None:
     """A live policy of higher priority is told with name and priority; apply cannot help."""
-    ours, theirs = policy(**{"overflow": "reject-publish"}), policy("ops", 99, max_length=1)
+    ours, theirs = policy(overflow="reject-publish"), policy("ops", 99, max_length=1)
     found = planned([W, ours], [W, ours, theirs])
     (step,) = found.of(Action.OVERRULED)
     assert "'ops' of priority 99 instead of 'p'" in step.reasons[0]
