@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Container, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from types import MappingProxyType
 
@@ -12,7 +12,7 @@ from unlost.broker.guards import refuse_loss
 from unlost.broker.inventory import live_of
 from unlost.broker.management import ExchangeStatus, Management, QueueStatus
 from unlost.errors import AccessRefused, TopologyError
-from unlost.topology.effective import Rules
+from unlost.topology.effective import Rules, effect_on
 from unlost.topology.expand import Expanded, Version, expand
 from unlost.topology.model import Topology
 from unlost.topology.objects import Exchange, Policy, Queue
@@ -168,12 +168,13 @@ def not_in_effect(
     """
     queues = {status.declared.name: status for status in management.queues()}
     exchanges = {status.declared.name: status for status in management.exchanges()}
-    rules = Rules(policy for policy in expanded.policies)
+    rules, guards = Rules(expanded.policies), Rules(expanded.operator_policies)
     declared: list[Queue | Exchange] = [*expanded.queues, *expanded.exchanges]
     for each in declared:
-        policy = next(iter(rules.matching(each)), None)
-        if policy is not None and policy.name in held_back:
-            policy = None
+        effect = effect_on(each, rules, guards)
+        policy = effect.policy
+        if policy is not None:
+            policy = None if policy.name in held_back else replace(policy, definition=effect.definition)
         if isinstance(each, Queue):
             yield from _problems_of_queue(each, queues.get(each.name), policy)
         else:
@@ -181,10 +182,11 @@ def not_in_effect(
 
 
 def _problems_of_queue(queue: Queue, status: QueueStatus | None, policy: Policy | None) -> Iterator[str]:
+    """Yield what is not so; a policy comes with the settings that it shall have in effect, merged."""
     if status is None:
         yield f"queue {queue.name!r} is missing"
         return
-    led = status.leader is not None or queue.type == "classic"
+    led = status.leader is not None or queue.type != "quorum"  # only a quorum queue's is told
     if not led or status.state != "running":
         yield f"queue {queue.name!r} is {status.state} with leader {status.leader}; are enough nodes up?"
     if policy is not None:

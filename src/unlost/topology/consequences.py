@@ -107,8 +107,8 @@ class Consequences:
                 continue
             found = losses(settings_of(queue, was.definition), settings_of(queue, will.definition))
             for loss, pending_only in found:
-                for rule in _changed_rules(was, will):
-                    by_rule.setdefault(identity(rule), []).append(Risk(queue.name, loss, pending_only))
+                for key in {identity(rule) for rule in _changed_rules(was, will)}:
+                    by_rule.setdefault(key, []).append(Risk(queue.name, loss, pending_only))
         return iter((key, tuple(risks)) for key, risks in by_rule.items())
 
 

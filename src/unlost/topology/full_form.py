@@ -192,7 +192,7 @@ class Objects(_Form):
             if not name or name.startswith("amq.") or len(name.encode()) > 255:
                 raise PydanticCustomError(
                     "reserved_name",
-                    "name {name!r} must have 1 to 255 bytes and not begin with 'amq.'",
+                    "name '{name}' must have 1 to 255 bytes and not begin with 'amq.'",
                     {"name": name},
                 )
         return value

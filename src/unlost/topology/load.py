@@ -17,6 +17,11 @@ from pydantic import ValidationError
 
 from unlost.errors import TopologyError
 
+try:  # ten times as fast, where PyYAML was built with libyaml
+    from yaml import CSafeLoader as SafeLoader
+except ImportError:
+    from yaml import SafeLoader  # type: ignore[assignment]
+
 _SUFFIXES = (".yaml", ".yml")
 # Sections whose entries may be spread over several files, name by name.
 _SHARED = frozenset(
@@ -126,14 +131,14 @@ def _problem(found: dict[str, Any], document: Document, keys: Mapping[Location, 
 
 
 def _without_tags(location: Location, data: object) -> Location:
-    """Leave out the parts that name no key but a member of a union, as pydantic puts them in."""
+    """Leave out the parts that name no key but a type, as pydantic puts them in to tell unions apart."""
     out: list[str] = []
-    for index, part in enumerate(location):
+    for part in location:
         if isinstance(data, Mapping) and part in data:
             data = data[part]
         elif isinstance(data, list) and part.isdigit() and int(part) < len(data):
             data = data[int(part)]
-        elif index < len(location) - 1:
+        elif isinstance(data, Mapping | None) and part == (data or {}).get("type", "quorum"):
             continue
         out.append(part)
     return tuple(out)
@@ -247,7 +252,7 @@ def _said_twice(location: Location, first: Place, second: Place) -> TopologyErro
     return TopologyError(f"{second}: {': '.join(location)}: already declared in {first}; keep one of the two")
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(SafeLoader):
     """Refuses a key that occurs twice, of which YAML would silently keep the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:

@@ -157,7 +157,8 @@ class Topology(_Value):
     @field_validator("name")
     @classmethod
     def _check_name(cls, value: str, info: ValidationInfo) -> str:
-        if not value and info.data.get("objects") is not None:
+        # If the objects are wrong, theirs are the errors to report.
+        if not value and ("objects" not in info.data or info.data["objects"] is not None):
             return value
         if not value and "name" not in info.data:
             raise PydanticCustomError("missing", "Field required")
@@ -185,7 +186,7 @@ class Topology(_Value):
                 re.compile(pattern)
             except re.error as exc:
                 raise PydanticCustomError(
-                    "pattern", "{pattern!r} is no regular expression", {"pattern": pattern}
+                    "pattern", "'{pattern}' is no regular expression", {"pattern": pattern}
                 ) from exc
         return value
 

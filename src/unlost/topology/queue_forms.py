@@ -67,7 +67,7 @@ class QueueForm(BaseModel):
                 if others:
                     raise PydanticCustomError(
                         "other_type",
-                        "{attribute!r} is an argument of {others} queues, a {this} queue has none; remove it",
+                        "'{attribute}' is an argument of {others} queues, a {this} queue has none; remove it",
                         {
                             "attribute": attribute,
                             "others": " and ".join(_type_of(each) for each in others),
@@ -85,7 +85,7 @@ class QueueForm(BaseModel):
                 if argument in self.arguments:
                     raise PydanticCustomError(
                         "typed_argument",
-                        "argument {argument!r} is {attribute!r} of a {type} queue; write it so, or remove it",
+                        "argument '{argument}' is '{attribute}' of a {type} queue; write it so, or remove it",
                         {"argument": argument, "attribute": attribute, "type": _type_of(form)},
                     )
         if QUEUE_TYPE_ARGUMENT in self.arguments:
