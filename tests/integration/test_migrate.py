@@ -305,8 +305,7 @@ def test_missing_messages_are_noticed(shop: Vhost, tmp_path: Path) -> None:
     file = tmp_path / "journal"
     migrate(shop, file, plan_of(shop, CHANGE), finish=False)
     fill(shop, "pay", 10, start=10)
-    with management_of(shop) as management, pytest.raises(BrokerError, match="gained -10 messages"):
-        management.version()
+    with pytest.raises(BrokerError, match="gained -10 messages"):
         _migrate_with_thief(shop, file)
     assert "pay" in names(shop)
 

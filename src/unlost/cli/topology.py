@@ -14,6 +14,7 @@ from rich.progress import Progress
 from unlost.broker.apply import Applied, apply, pending
 from unlost.broker.management import Management, management_url_of, vhost_of
 from unlost.cli.errors import Exit, reports_errors
+from unlost.cli.migrate import migrate_command
 from unlost.topology.expand import Version, expand
 from unlost.topology.model import Topology
 from unlost.topology.objects import BrokerObject
@@ -25,6 +26,9 @@ _path = click.argument("path", type=click.Path(path_type=Path), default="topolog
 @click.group()
 def topology() -> None:
     """Create exchanges, queues and policies as declared."""
+
+
+topology.add_command(migrate_command)
 
 
 @topology.command("apply")
