@@ -38,7 +38,7 @@ from unlost.testing.brokers.owner import own_name
 from unlost.testing.brokers.ports import free_ports
 from unlost.testing.waiting import wait_until
 
-_CONF_D = "/etc/rabbitmq/conf.d"
+_CONFIGURATION = "/etc/rabbitmq"
 
 
 class ClusterNode(DockerBroker):
@@ -139,14 +139,14 @@ class DockerCluster:
     Args:
         environ: Where the engine is and which image, as for a single container.
         size: How many nodes.
-        conf: Further configuration files for every node: name and content.
+        files: Further files for every node: path below ``/etc/rabbitmq``, and content.
 
     Raises:
         HarnessError: The containers did not start, or did not form a cluster.
     """
 
     def __init__(
-        self, environ: Mapping[str, str], *, size: int = 3, conf: Mapping[str, str] | None = None
+        self, environ: Mapping[str, str], *, size: int = 3, files: Mapping[str, str] | None = None
     ) -> None:
         self._closed = False
         self.nodes: tuple[ClusterNode, ...] = ()
@@ -156,7 +156,7 @@ class DockerCluster:
         try:
             with translated_errors("be started"):
                 remove_orphans(engine)
-                self._create(engine, image_of(engine, environ), size, conf or {})
+                self._create(engine, image_of(engine, environ), size, files or {})
             self._form()
         except BaseException:
             self.close()
@@ -214,7 +214,7 @@ class DockerCluster:
         finally:
             self._engine_context.__exit__(None, None, None)
 
-    def _create(self, engine: Any, image: str, size: int, conf: Mapping[str, str]) -> None:
+    def _create(self, engine: Any, image: str, size: int, files: Mapping[str, str]) -> None:
         name = f"unlost-{secrets.token_hex(6)}"
         labels = {OWNER_LABEL: own_name()}
         # Internal: it has no gateway, so published ports belong to the default network, and stay when
@@ -243,7 +243,8 @@ class DockerCluster:
             )
             self.nodes += (ClusterNode(container, self._network, host, amqp, management),)
             self._network.connect(container, aliases=[host])
-            container.put_archive(_CONF_D, _archive({"50-cluster.conf": _cluster_conf(hosts), **conf}))
+            own = {"conf.d/40-cluster.conf": _cluster_conf(hosts)}
+            container.put_archive(_CONFIGURATION, archive_of({**own, **files}))
 
     def _form(self) -> None:
         for node in self.nodes:
@@ -265,10 +266,10 @@ class DockerCluster:
 
 @contextmanager
 def docker_cluster(
-    *, environ: Mapping[str, str], size: int = 3, conf: Mapping[str, str] | None = None
+    *, environ: Mapping[str, str], size: int = 3, files: Mapping[str, str] | None = None
 ) -> Iterator[DockerCluster]:
     """Run a cluster; see :class:`DockerCluster`."""
-    with closing(DockerCluster(environ, size=size, conf=conf)) as cluster:
+    with closing(DockerCluster(environ, size=size, files=files)) as cluster:
         yield cluster
 
 
@@ -301,7 +302,8 @@ def _cluster_conf(hosts: Sequence[str]) -> str:
     )
 
 
-def _archive(files: Mapping[str, str]) -> bytes:
+def archive_of(files: Mapping[str, str]) -> bytes:
+    """Return files as a tar archive, readable by everybody."""
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w") as archive:
         for name, content in files.items():
