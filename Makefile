@@ -3,7 +3,7 @@ VENV ?= .venv
 READY := $(VENV)/.installed
 BIN := $(VENV)/bin
 
-.PHONY: demo demo-plain test check lock image broker clean help
+.PHONY: demo demo-plain test check lock image broker stores clean help
 
 help: ## Say what there is.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:[^#]*## /\t/' | expand -t 14
@@ -16,6 +16,9 @@ $(READY): pyproject.toml constraints.txt
 broker:
 	@scripts/provide-broker
 
+stores:
+	@scripts/provide-stores
+
 demo: $(READY) broker ## Kill workers and the broker under load; exit 0 when nothing was lost or done twice.
 	@$(BIN)/unlost demo $(ARGS)
 
@@ -23,7 +26,7 @@ demo-plain: $(READY) broker ## The same load and kills on plain Celery.
 	@# Status 1 says that tasks were lost or repeated, which is what this target is there to show.
 	@$(BIN)/unlost demo --plain $(ARGS) || test $$? -eq 1
 
-test: $(READY) broker ## Run all tests; what needs a broker runs on every one that can be had.
+test: $(READY) broker stores ## Run all tests; what needs a broker or a store runs on every one that can be had.
 	@$(BIN)/pytest --numprocesses=2 --dist=loadfile $(ARGS)
 
 check: $(READY) ## Lint, types and layers only.

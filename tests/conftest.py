@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+from hypothesis import settings
+
 from tests.support.brokers import add_options as pytest_addoption
 from tests.support.brokers import broker, own_broker, vhost
 from tests.support.brokers import fail_skipped as pytest_runtest_makereport
 from tests.support.brokers import parametrize as pytest_generate_tests
+from tests.support.stores import database_url, server_url, store_servers
 
 __all__ = [
     "broker",
+    "database_url",
     "own_broker",
     "pytest_addoption",
     "pytest_generate_tests",
     "pytest_runtest_makereport",
+    "server_url",
+    "store_servers",
     "vhost",
 ]
+
+# How long an example takes says nothing on a shared machine, and no test is about it.
+settings.register_profile("unlost", deadline=None)
+settings.load_profile("unlost")

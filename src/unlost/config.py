@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from unlost.errors import ConfigurationError
 
@@ -18,7 +18,15 @@ Guarantee = Literal["confirms", "late_ack", "lease"]
 
 _PREFIX = "UNLOST_"
 
-_DURATIONS = ("confirm_timeout", "publish_patience", "connect_patience", "settle_patience", "lease", "hold")
+_DURATIONS = (
+    "confirm_timeout",
+    "publish_patience",
+    "connect_patience",
+    "settle_patience",
+    "lease",
+    "hold",
+    "park",
+)
 
 
 class Settings(BaseModel):
@@ -31,10 +39,15 @@ class Settings(BaseModel):
         connect_patience: How long a publish tries to reach a broker that does not answer.
         settle_patience: How long a worker repeats the publish of a retry or a letter before it gives
             the delivery back.
+        payload_warning: Bytes of a message's body above which a warning is logged.
+        payload_limit: Bytes of a message's body above which it is refused before it is sent; at most the
+            broker's ``max_message_size``, which is 16 MiB by default from RabbitMQ 4.0 on.
         lease: How long a lease lasts without renewal; it is renewed three times as often.
         hold: The longest wait of a copy whose message somebody else holds.
+        park: How long a message waits in all for a worker that knows its task or its version.
         max_crashes: Crashes after which a message is poison.
         max_lost: Takeovers after which a message is poison.
+        code_version: Version of the application's code, a commit for instance; dead letters carry it.
         topology_check: ``refuse`` lets no worker start on a topology that is missing; ``warn`` does.
         dangerously_without: Guarantees to switch off, for the runs that prove that each is needed.
     """
@@ -46,10 +59,14 @@ class Settings(BaseModel):
     publish_patience: timedelta = timedelta(seconds=30)
     connect_patience: timedelta = timedelta(seconds=8)
     settle_patience: timedelta = timedelta(minutes=10)
+    payload_warning: int = Field(default=128 * 1024, gt=0)
+    payload_limit: int = Field(default=16 * 1024 * 1024, gt=0)
     lease: timedelta = timedelta(seconds=15)
     hold: timedelta = timedelta(minutes=5)
+    park: timedelta = timedelta(hours=1)
     max_crashes: int = 3
     max_lost: int = 20
+    code_version: str = ""
     topology_check: Literal["refuse", "warn"] = "refuse"
     dangerously_without: frozenset[Guarantee] = frozenset()
 

@@ -11,7 +11,7 @@ from tests.support.ledgers import (
     BootClock,
     opened,
 )
-from unlost.idempotency import sql
+from unlost.database import sqlite
 from unlost.idempotency.sql import SqlStore
 
 
@@ -32,5 +32,5 @@ def store(path: Path) -> Iterator[SqlStore]:
 def clock(monkeypatch: pytest.MonkeyPatch) -> BootClock:
     """Return the store's clock."""
     clock = BootClock()
-    monkeypatch.setattr(sql, "boot_time", clock)
+    monkeypatch.setattr(sqlite, "boot_time", clock)
     return clock

@@ -16,6 +16,7 @@ from tests.support.ledgers import (
     FIRST,
     LEASE,
     MESSAGE,
+    BootClock,
     acquire,
     die_in_unit_of_work,
     granted,
@@ -27,8 +28,8 @@ from tests.support.ledgers import (
 )
 from tests.support.processes import PATIENCE
 from unlost.core.settlement import AlreadyDone, Held, Row, State
+from unlost.database import dialect
 from unlost.errors import ConfigurationError, StoreUnavailable
-from unlost.idempotency import sql
 from unlost.idempotency.sql import SqlStore
 
 # --- processes
@@ -121,7 +122,7 @@ def test_a_locked_store_is_waited_for(store: SqlStore, path: Path) -> None:
 
 def test_a_store_locked_for_too_long_is_unavailable(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every wait for a lock has an end, and its error says what failed."""
-    monkeypatch.setattr(sql, "LOCK_PATIENCE", timedelta(milliseconds=50))
+    monkeypatch.setattr(dialect, "LOCK_PATIENCE", timedelta(milliseconds=50))
     with opened(path) as store:
         row = granted(store)
         writer = sqlite3.connect(path, isolation_level=None)
@@ -162,13 +163,46 @@ def test_commits_survive_a_power_cut(store: SqlStore) -> None:
         assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2
 
 
+# --- the clock
+
+
+def test_the_lease_of_an_earlier_boot_is_taken_over(store: SqlStore, clock: BootClock) -> None:
+    """After a reboot the clock begins anew, so an old lease would otherwise hold for the old uptime."""
+    granted(store, holder="nonce@old-container/00000000/1/7/99")
+    clock.seconds = 1.0
+
+    assert granted(store).lost == 1
+
+
+def test_renewal_counts_from_when_the_lock_was_had(store: SqlStore, clock: BootClock, path: Path) -> None:
+    """A renewal that waited for another writer does not write an expiry that is as old as the wait."""
+    granted(store, holder="me")
+    writer = sqlite3.connect(path, isolation_level=None)
+    writer.execute("BEGIN IMMEDIATE")
+    waiting = threading.Event()
+
+    def renew() -> None:
+        waiting.set()
+        store.renew(["me"], LEASE)
+
+    renewal = threading.Thread(target=renew)
+    renewal.start()
+    waiting.wait(PATIENCE.total_seconds())
+    clock.seconds += 14
+    writer.execute("ROLLBACK")
+    writer.close()
+    renewal.join()
+
+    assert read(store).expires == clock.seconds + 15
+
+
 # --- the URL
 
 
 @pytest.mark.parametrize(
     "url",
     [
-        "postgresql+psycopg://shop:s3cret@db/shop",
+        "oracle+oracledb://shop:s3cret@db/shop",
         "sqlite+aiosqlite:////tmp/ledger.sqlite",
         "sqlite://",
         "sqlite:///:memory:",

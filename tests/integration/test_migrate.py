@@ -30,7 +30,7 @@ from unlost.testing.waiting import wait_until
 from unlost.topology import naming
 from unlost.topology.migration import Conserved, Do
 from unlost.topology.model import Delay, Topology, WorkQueue
-from unlost.topology.objects import Binding, BrokerObject, Exchange, Policy, Queue
+from unlost.topology.objects import Binding, BrokerObject, Exchange, Policy, Queue, Value
 from unlost.topology.replacement import QueueChange
 
 QUORUM = {"x-queue-type": "quorum"}
@@ -339,7 +339,7 @@ def test_an_unroutable_message_stays_in_the_old_queue(shop: Vhost) -> None:
 
 def test_what_a_full_queue_refuses_is_moved_later(shop: Vhost, tmp_path: Path) -> None:
     """Messages that the new queue nacks stay where they were, and follow when there is room."""
-    full = {"max-length": 20, "overflow": "reject-publish"}
+    full: dict[str, Value] = {"max-length": 20, "overflow": "reject-publish"}
     put(shop, Policy(name="full", pattern="^pay.v2$", apply_to="queues", definition=full))
     put(shop, Queue(name="pay.v2", arguments=QUORUM))
     fill(shop, "pay", 200)

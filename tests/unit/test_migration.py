@@ -209,7 +209,7 @@ def test_the_policy_of_the_old_queue_is_carried_over() -> None:
     assert isinstance(policy, Policy)
     assert policy.definition["max-length"] == 9
     assert policy.priority > 500
-    assert policy.governs(Queue(name="shop.pay.v2"))
+    assert policy.governs(Queue(name="shop.pay.v2", arguments={"x-queue-type": "quorum"}))
     assert not policy.governs(Queue(name="shop.pay.v2.dlq"))
 
 

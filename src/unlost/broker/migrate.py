@@ -167,7 +167,7 @@ class Migration:
             case Do.CREATE:
                 self._create(step)
             case Do.DELETE_POLICY:
-                self._management.delete_policy(step.object.key)
+                self._management.delete(step.object)
             case Do.UNBIND:
                 self._unbind(step)
             case Do.DRAIN:

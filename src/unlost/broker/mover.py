@@ -21,6 +21,7 @@ from kombu import Connection
 
 from unlost.broker.connection import open_connection, where
 from unlost.broker.frames import Frames
+from unlost.core.message import Outgoing
 from unlost.errors import BrokerError, BrokerUnavailable, ConfirmUnknown, Refused, Unroutable
 
 #: What py-amqp raises for a connection or a channel that is not there any more.
@@ -94,8 +95,8 @@ class Mover:
         self.close()
 
     def _open(self, window: int) -> None:
-        self._frames = Frames(self._connection)
         self._publishing = self._connection.channel()
+        self._frames = Frames(self._connection, self._publishing.channel_id)
         self._publishing.confirm_select()
         self._publishing.events["basic_ack"].add(self._on_ack)
         self._publishing.events["basic_nack"].add(self._on_nack)
@@ -150,16 +151,19 @@ class Mover:
                 message.delivery_tag,
                 bool(message.delivery_info["redelivered"]),
             )
-            copy = amqp.Message(message.body, **self._properties(message.properties))
-            head, body = self._frames.of(self._publishing.channel_id, "", self._target, copy)
+            head, body = self._frames.of(self._copy(message))
             self._connection.transport.write(head + body)
 
-    def _properties(self, properties: Mapping[str, Any]) -> dict[str, Any]:
-        headers = properties.get("application_headers")
-        if headers is None:
-            return dict(properties)
-        kept = {name: value for name, value in headers.items() if self._is_kept(str(name))}
-        return {**properties, "application_headers": kept}
+    def _copy(self, message: amqp.Message) -> Outgoing:
+        properties = dict(message.properties)
+        headers: Mapping[str, Any] = properties.pop("application_headers", None) or {}
+        return Outgoing(
+            exchange="",
+            routing_key=self._target,
+            body=message.body,
+            headers={name: value for name, value in headers.items() if self._is_kept(str(name))},
+            properties=properties,
+        )
 
     def _is_kept(self, header: str) -> bool:
         if header in _OF_THE_DELIVERY:

@@ -9,7 +9,7 @@ from typing import ParamSpec, TypeVar
 
 import click
 
-from unlost.errors import UnlostError
+from unlost.errors import StoreUnavailable, UnlostError
 
 _Args = ParamSpec("_Args")
 _Result = TypeVar("_Result")
@@ -25,7 +25,10 @@ class Exit(IntEnum):
 
 
 def reports_errors(command: Callable[_Args, _Result]) -> Callable[_Args, _Result]:
-    """Turn our own errors into one line on stderr and exit status 2; any other error keeps its traceback."""
+    """Turn our own errors into one line on stderr and exit status 2, or 3 when a store did not answer.
+
+    Any other error keeps its traceback.
+    """
 
     @functools.wraps(command)
     def reporting(*args: _Args.args, **kwargs: _Args.kwargs) -> _Result:
@@ -33,6 +36,6 @@ def reports_errors(command: Callable[_Args, _Result]) -> Callable[_Args, _Result
             return command(*args, **kwargs)
         except UnlostError as exc:
             click.echo(f"error: {' '.join(str(exc).split())}", err=True)
-            raise SystemExit(Exit.USAGE) from exc
+            raise SystemExit(Exit.UNKNOWN if isinstance(exc, StoreUnavailable) else Exit.USAGE) from exc
 
     return reporting

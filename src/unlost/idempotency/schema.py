@@ -6,43 +6,50 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import BigInteger, Column, Float, Index, Integer, MetaData, String, Table, Text
+from sqlalchemy import BigInteger, Column, Connection, Index, Integer, MetaData, String, Table
 
 from unlost.core.headers import Failure
 from unlost.core.ids import Generation
 from unlost.core.settlement import Row, State
+from unlost.database.dialect import Seconds, exact, long_text
+from unlost.database.migrations import Migration
 
-SCHEMA_VERSION = 1
+PART = "idempotency"
 
 metadata = MetaData()
 
 messages = Table(
     "unlost_messages",
     metadata,
-    Column("message", String(512), primary_key=True),
+    Column("message", exact(512), primary_key=True),
     Column("state", String(16), nullable=False),
     Column("redrives", Integer, nullable=False),
     Column("attempt", Integer, nullable=False),
     Column("token", BigInteger, nullable=False),
-    Column("holder", String(255)),
-    Column("expires", Float, nullable=False),
+    Column("holder", exact(255)),
+    Column("expires", Seconds, nullable=False),
     Column("decision", String(32)),
     Column("sent", Integer, nullable=False),
     Column("crashes", Integer, nullable=False),
     Column("lost", Integer, nullable=False),
     Column("due_ms", BigInteger),
     Column("started_ms", BigInteger, nullable=False),
-    Column("result", Text),
-    Column("failure", Text),
+    Column("result", long_text()),
+    Column("failure", long_text()),
     Column("updated_ms", BigInteger, nullable=False),
     Index("ix_unlost_messages_holder", "holder"),
 )
 
-versions = Table("unlost_schema", metadata, Column("version", Integer, primary_key=True))
+
+def _create(connection: Connection) -> None:
+    metadata.create_all(connection, tables=[messages])
 
 
-def to_columns(row: Row, updated_ms: int) -> dict[str, Any]:
-    """Return a row's column values, the key apart."""
+MIGRATIONS = (Migration(1, _create),)
+
+
+def to_columns(row: Row) -> dict[str, Any]:
+    """Return a row's column values, but for the key and the time of the change."""
     return {
         "state": row.state.value,
         "redrives": row.generation.redrives,
@@ -57,9 +64,13 @@ def to_columns(row: Row, updated_ms: int) -> dict[str, Any]:
         "due_ms": row.due_ms,
         "started_ms": row.started_ms,
         "result": row.result,
-        "failure": json.dumps(asdict(row.failure)) if row.failure else None,
-        "updated_ms": updated_ms,
+        "failure": failure_text(row.failure),
     }
+
+
+def failure_text(failure: Failure | None) -> str | None:
+    """Return a failure as the table keeps it."""
+    return json.dumps(asdict(failure)) if failure else None
 
 
 def from_columns(values: Any) -> Row:

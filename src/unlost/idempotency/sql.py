@@ -1,115 +1,170 @@
 """The ledger in a SQL database, beside the business tables so that both commit together.
 
-SQLite is the embedded default: write-ahead log, ``synchronous=FULL`` (the broker is told to forget a
-message once its effect is committed, so a commit must survive a power cut), transactions that take the
-write lock at their start (https://www.sqlite.org/lang_transaction.html) so that read and write of a
-compare-and-set cannot be torn apart. Its clock is the host's time since boot: it cannot be set back, and
-a lease of an earlier boot is known to be dead by the boot id in its holder.
+No acquire waits for a lock: a row that somebody is just writing counts as held. All time is the
+database's. See :mod:`unlost.database` for what each kind of database is told.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import sqlite3
+import logging
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import replace
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeGuard
 
-from sqlalchemy import Connection, Engine, create_engine, event, select, update
-from sqlalchemy.dialects.sqlite import insert
-from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, SQLAlchemyError
+from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm import Session
-from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random
 
 from unlost.core import settlement
-from unlost.core.clock import boot_time
 from unlost.core.headers import Failure
 from unlost.core.ids import Generation, MessageId
-from unlost.core.settlement import Admission, Delivery, Limits, Resend, Row, Run, State
-from unlost.errors import ConfigurationError, LeaseLost, StoreError, StoreUnavailable
-from unlost.idempotency.forkgate import ForkGate
+from unlost.core.settlement import Admission, Delivery, Held, Limits, Resend, Row, Run, State
+from unlost.database.database import Database
+from unlost.database.errors import is_contention, is_passing, translated
+from unlost.database.migrations import migrate
+from unlost.errors import LeaseLost, StoreError, StoreUnavailable
 from unlost.idempotency.holder import is_gone, is_of_another_boot
-from unlost.idempotency.schema import SCHEMA_VERSION, from_columns, messages, metadata, to_columns, versions
+from unlost.idempotency.schema import MIGRATIONS, PART, failure_text, from_columns, to_columns
+from unlost.idempotency.statements import Statements
 
-#: How long SQLite waits for another writer before it gives up.
-LOCK_PATIENCE = timedelta(seconds=30)
+logger = logging.getLogger(__name__)
 
-_DRIVERS = ("sqlite", "sqlite+pysqlite")
+#: How long somebody who meets a locked row leaves it alone: as long as a commit takes, and some.
+BUSY = timedelta(seconds=1)
 
 
 class SqlStore:
     """A :class:`unlost.core.ports.Ledger` in a SQL database.
 
-    Connections do not cross a fork: see :mod:`unlost.idempotency.forkgate`. ``engine`` is the SQLAlchemy
-    engine: application code that opens the same file must use it too, and no engine of its own.
-
     Args:
-        url: A SQLAlchemy URL; SQLite for now. A relative path is made absolute at once, because workers
-            may change directory.
+        url: See :class:`unlost.database.database.Database`.
+        stall: How long a process that holds a row's lock may stand still (SIGSTOP, a dead network) before
+            the database server ends its transaction; a lease, usually. SQLite has no server: a process
+            that is stopped in a transaction stops every writer of its file.
 
     Raises:
         ConfigurationError: The database is not one we support.
     """
 
-    def __init__(self, url: str) -> None:
-        self._url = _file_url(url)
-        self.engine = _sqlite_engine(self._url)
-        self._gate = ForkGate(self.engine.dispose)
+    def __init__(self, url: str, *, stall: timedelta = timedelta(seconds=15)) -> None:
+        self.database = Database(url)
+        self.engine = self.database.engine
+        self._sql = Statements(self.database.dialect)
+        self._stall = stall
 
     def __repr__(self) -> str:
-        return f"SqlStore({self._url.render_as_string(hide_password=True)!r})"
+        return f"SqlStore({self.database.url.render_as_string(hide_password=True)!r})"
 
     @contextmanager
     def _transaction(self) -> Iterator[Connection]:
-        """Open a transaction that commits at the end of the block."""
-        with self._gate.open(), _errors(), self.engine.begin() as connection:
+        """Open a transaction of several statements, which the server ends should we stand still in it."""
+        with self.database.transaction() as connection:
+            self.database.dialect.limit_idle(connection, self._stall)
             yield connection
 
     def create_schema(self) -> None:
-        """Create the tables where they are missing. Safe when several processes start at once."""
-        with self._transaction() as connection:
-            metadata.create_all(connection)
-            connection.execute(insert(versions).values(version=SCHEMA_VERSION).on_conflict_do_nothing())
+        """Bring the tables to this release's version. Safe when several processes start at once."""
+        migrate(self.database, PART, MIGRATIONS)
 
     def acquire(self, delivery: Delivery, *, lease: timedelta, limits: Limits) -> Admission:
         """Admit a delivery and write what follows. A crash before the commit leaves the row as it was."""
+        first = self._admit(None, delivery, 0.0, lease, limits)
+        while True:
+            if isinstance(first, Run) and (granted := self._insert(delivery.message, first.row, lease)):
+                return granted
+            if (admission := self._acquire_present(delivery, lease, limits)) is not None:
+                return admission
+
+    def _insert(self, message: MessageId, row: Row, lease: timedelta) -> Run | None:
+        """Write the lease of a message that nobody knows; one round trip, and no transaction of ours."""
+        values = {**to_columns(row), "key": str(message), "lease": lease.total_seconds()}
+        try:
+            with self.database.autocommit() as connection:
+                expires = connection.execute(self._sql.insert_first, values).scalar()
+        except IntegrityError:
+            # Somebody else's insert came first, between our look and our insert.
+            return None
+        return None if expires is None else Run(replace(row, expires=expires))
+
+    def _acquire_present(self, delivery: Delivery, lease: timedelta, limits: Limits) -> Admission | None:
+        """Admit a delivery whose message has a row; ``None`` when it has none (any more)."""
+        key = {"key": str(delivery.message)}
         with self._transaction() as connection:
-            row = _read(connection, delivery.message)
-            admission = settlement.admit(
-                row,
-                delivery,
-                now=boot_time(),
-                now_ms=_now_ms(),
-                lease=lease,
-                holder_gone=row is not None and row.holder is not None and _is_dead(row.holder),
-                limits=limits,
-                decision=uuid.uuid4().hex,
-            )
+            try:
+                found = connection.execute(self._sql.read_if_free, key).mappings().one_or_none()
+            except DBAPIError as exc:
+                if not is_contention(exc):
+                    raise
+                connection.rollback()
+                return Held(BUSY.total_seconds())
+            if found is None:
+                return None
+            admission = self._admit(from_columns(found), delivery, found["now"], lease, limits)
             if isinstance(admission, Run) or (isinstance(admission, Resend) and admission.write):
-                _write(connection, delivery.message, admission.row)
+                connection.execute(self._sql.overwrite, {**to_columns(admission.row), **key})
             return admission
+
+    def _admit(
+        self, row: Row | None, delivery: Delivery, now: float, lease: timedelta, limits: Limits
+    ) -> Admission:
+        return settlement.admit(
+            row,
+            delivery,
+            now=now,
+            now_ms=_now_ms(),
+            lease=lease,
+            holder_gone=row is not None and row.holder is not None and self._is_dead(row.holder),
+            limits=limits,
+            decision=uuid.uuid4().hex,
+        )
+
+    def _is_dead(self, holder: str) -> bool:
+        """Whether a holder cannot be alive; where a store serves one host, another boot's are all dead."""
+        return is_gone(holder) or (self.database.dialect.single_host and is_of_another_boot(holder))
 
     def complete(
         self, message: MessageId, row: Row, result: str | None, quietly: Failure | None = None
     ) -> None:
         """Mark the message done. After the commit it is done for ever; before it, the lease stands."""
-        with self._transaction() as connection:
-            _complete(connection, message, row, result, quietly)
+        with self.database.autocommit() as connection:
+            if self._complete(connection, message, row, result, quietly):
+                return
+        # A write of ours whose answer was lost, and that is tried again, finds itself.
+        present = self.read(message)
+        if not (_is_done_by(present, row) and present.result == result):
+            raise _lost(message, row)
+
+    def _complete(
+        self,
+        connection: Connection,
+        message: MessageId,
+        row: Row,
+        result: str | None,
+        quietly: Failure | None = None,
+    ) -> bool:
+        values = {"result": result, "failure": failure_text(quietly)}
+        ours = {"key": str(message), "held_token": row.token}
+        return connection.execute(self._sql.complete, {**ours, **values}).rowcount == 1
 
     def cancel(self, message: MessageId, generation: Generation) -> bool:
         """Mark the message cancelled, for all its copies; false when it is done already."""
-        with self._transaction() as connection:
-            row = _read(connection, message)
-            if row is not None and row.state is State.DONE:
-                return False
-            _write(connection, message, settlement.cancelled(row, generation))
-            return True
+        key = {"key": str(message)}
+        while True:
+            with self._transaction() as connection:
+                found = connection.execute(self._sql.read_locked, key).mappings().one_or_none()
+                row = from_columns(found) if found else None
+                if row is not None and row.state is State.DONE:
+                    return False
+                cancelled = settlement.cancelled(row, generation)
+                if row is not None:
+                    connection.execute(self._sql.overwrite, {**to_columns(cancelled), **key})
+                    return True
+            if self._insert(message, cancelled, timedelta(0)):
+                return True
 
     def decide_waiting(self, message: MessageId, row: Row, *, due_ms: int, failure: Failure) -> Row:
         """End the attempt; the next delivery publishes the retry if this process does not get to it."""
@@ -123,28 +178,29 @@ class SqlStore:
         )
 
     def _replace(self, message: MessageId, row: Row, decided: Row) -> Row:
-        with self._transaction() as connection:
-            _compare_and_set(connection, message, row, to_columns(decided, _now_ms()))
-        return decided
+        ours = {"key": str(message), "held_token": row.token}
+        with self.database.autocommit() as connection:
+            if connection.execute(self._sql.replace, {**to_columns(decided), **ours}).rowcount == 1:
+                return decided
+        present = self.read(message)
+        if present is None or not _is_same_decision(present, decided):
+            raise _lost(message, row)
+        return present
 
     def mark_sent(self, message: MessageId, decision: str) -> bool:
         """Note the confirmed publish of a decision, unless another decision has followed."""
-        statement = (
-            update(messages)
-            .where(messages.c.message == str(message), messages.c.decision == decision)
-            .values(sent=1)
-        )
-        with self._transaction() as connection:
-            return connection.execute(statement).rowcount == 1
+        with self.database.autocommit() as connection:
+            values = {"key": str(message), "of_decision": decision}
+            return connection.execute(self._sql.mark_sent, values).rowcount == 1
 
     def renew(self, holders: Collection[str], lease: timedelta) -> None:
-        """Extend the leases of these holders in one statement; those that hold nothing are no matter."""
+        """Extend the leases of these holders at once; those that hold nothing are no matter."""
         if not holders:
             return
-        held = update(messages).where(messages.c.holder.in_(holders), messages.c.state == State.LEASED.value)
         with self._transaction() as connection:
-            # Counted from here: another writer may have kept us waiting for the lock.
-            connection.execute(held.values(expires=boot_time() + lease.total_seconds()))
+            keys = connection.scalars(self._sql.renewable, {"holders": list(holders)}).all()
+            if keys:
+                connection.execute(self._sql.renew, {"keys": keys, "lease": lease.total_seconds()})
 
     def end_crashed(self, holder: str) -> bool:
         """Count a crash and end the lease, in one transaction; nothing when the message is done."""
@@ -155,14 +211,13 @@ class SqlStore:
         return self._end(holder, settlement.released)
 
     def _end(self, holder: str, transition: Callable[[Row], Row]) -> bool:
-        held = select(messages).where(messages.c.holder == holder, messages.c.state == State.LEASED.value)
         with self._transaction() as connection:
-            found = connection.execute(held).mappings().one_or_none()
+            # A locking read: the COMMIT of the child that died may still be under way.
+            found = connection.execute(self._sql.held_by, {"of_holder": holder}).mappings().one_or_none()
             if found is None:
                 return False
-            values = to_columns(transition(from_columns(found)), _now_ms())
-            same = update(messages).where(messages.c.message == found["message"])
-            connection.execute(same.values(**values))
+            ended = to_columns(transition(from_columns(found)))
+            connection.execute(self._sql.overwrite, {**ended, "key": found["message"]})
             return True
 
     @contextmanager
@@ -172,18 +227,21 @@ class SqlStore:
         """Open a transaction for business rows; on exit the done record is written and all commits.
 
         Every other writer of a SQLite file waits meanwhile, the renewal of leases too: keep it shorter
-        than the lease. What the business rows violate is raised as it is, for the task's retry policy.
+        than the lease. What the business rows violate is raised as it is, for the task's retry policy;
+        what may pass (a lost connection, a deadlock) is raised as StoreUnavailable, and always retried.
 
         Raises:
             LeaseLost: Somebody took the message over; everything is rolled back.
+            StoreUnavailable: The database went away, and nothing was committed, or cannot tell.
             StoreError: The body ended the transaction itself; it is not marked done without its rows.
         """
-        with self._gate.open(), self._connected() as connection, Session(bind=connection) as session:
-            with _errors():
+        with self.database.in_use(), self._connected() as connection, Session(bind=connection) as session:
+            with translated():
                 transaction = connection.begin()
             work = SqlWork(connection, session)
-            yield work
-            session.flush()
+            with _passing():
+                yield work
+                session.flush()
             result = encode(work.result)
             if not transaction.is_active:
                 raise StoreError(
@@ -191,19 +249,45 @@ class SqlStore:
                     "cannot end as done: leave that to the block, and use session.begin_nested() for what "
                     "may fail"
                 )
-            # A COMMIT that fails must be rolled back, or the pool gets a connection that holds the lock.
-            with _errors(), transaction:
-                # Last before COMMIT: the row's lock is held for as short a time as can be.
-                _complete(connection, message, row, result)
+            try:
+                # A COMMIT that fails must be rolled back, or the pool gets a connection that holds the lock.
+                with translated(), transaction:
+                    self.database.dialect.limit_idle(connection, self._stall)
+                    # Last before COMMIT: the row's lock is held for as short a time as can be.
+                    if not self._complete(connection, message, row, result):
+                        raise _lost(message, row)
+            except StoreUnavailable as exc:
+                self._resolve_commit(message, row, exc)
 
     def _connected(self) -> Connection:
-        with _errors():
+        with translated():
             return self.engine.connect()
+
+    def _resolve_commit(self, message: MessageId, row: Row, exc: StoreUnavailable) -> None:
+        """Find out what became of a COMMIT that was not answered.
+
+        The read locks the row, so it waits for the end of the transaction that it asks about: the server
+        may still be at it. Nobody else writes a row that is done under the next token: a takeover takes
+        that one for its lease.
+
+        Raises:
+            StoreUnavailable: It did not happen, or cannot be told now; the next attempt's acquire will.
+        """
+        with self._transaction() as connection:
+            found = connection.execute(self._sql.read_locked, {"key": str(message)}).mappings().one_or_none()
+        if not _is_done_by(from_columns(found) if found else None, row):
+            raise exc
+        logger.warning("%s: its COMMIT was not answered, but it happened", message)
 
     def read(self, message: MessageId) -> Row | None:
         """Return a message's row."""
-        with self._gate.open(), _errors(), self.engine.connect() as connection:
-            return _read(connection, message)
+        with self.database.autocommit() as connection:
+            found = connection.execute(self._sql.read, {"key": str(message)}).mappings().one_or_none()
+            return from_columns(found) if found else None
+
+    def close(self) -> None:
+        """Close the connections."""
+        self.database.dispose()
 
 
 class SqlWork:
@@ -224,112 +308,44 @@ class UnguardedStore(SqlStore):
         if isinstance(admission, Run):
             return admission
         with self._transaction() as connection:
-            row = _read(connection, delivery.message)
+            key = {"key": str(delivery.message)}
+            found = connection.execute(self._sql.read_locked, key).mappings().one()
             again = Row(
                 state=State.LEASED,
                 generation=delivery.generation,
-                token=(row.token if row else 0) + 1,
+                token=found["token"] + 1,
                 holder=delivery.holder,
-                expires=boot_time() + lease.total_seconds(),
+                expires=found["expires"] + lease.total_seconds(),
             )
-            _write(connection, delivery.message, again)
+            connection.execute(self._sql.overwrite, {**to_columns(again), **key})
             return Run(again)
 
 
-def _file_url(url: str) -> URL:
-    """Return the URL with its path made absolute, if it names an SQLite file."""
+@contextmanager
+def _passing() -> Iterator[None]:
+    """Turn what may pass when it is tried again into :class:`StoreUnavailable`; leave the rest as it is."""
     try:
-        parsed = make_url(url)
-    except ArgumentError as exc:
-        raise ConfigurationError("the store is no database URL: use sqlite:///PATH") from exc
-    path = parsed.database or ":memory:"
-    # A file URI can name a database in memory, and its path would need rules of its own.
-    if parsed.drivername not in _DRIVERS or path.startswith((":memory:", "file:")):
-        raise ConfigurationError(
-            f"the store {parsed.render_as_string(hide_password=True)!r} is not supported: "
-            "use sqlite:///PATH with a file that all workers of the host can reach"
-        )
-    return parsed.set(database=os.path.abspath(path))  # noqa: PTH100 - resolves no links
+        yield
+    except DBAPIError as exc:
+        if not is_passing(exc):
+            raise
+        raise StoreUnavailable(f"the unit of work was cut short: {exc.orig}") from exc
 
 
-def _is_dead(holder: str) -> bool:
-    """Whether a holder cannot be alive: an SQLite file serves one host, so another boot's are all dead."""
-    return is_gone(holder) or is_of_another_boot(holder)
+def _is_done_by(present: Row | None, row: Row) -> TypeGuard[Row]:
+    """Whether the message was completed under this very lease."""
+    return present is not None and present.state is State.DONE and present.token == row.token + 1
 
 
-def _read(connection: Connection, message: MessageId) -> Row | None:
-    query = select(messages).where(messages.c.message == str(message))
-    found = connection.execute(query).mappings().one_or_none()
-    return from_columns(found) if found else None
+def _is_same_decision(present: Row, decided: Row) -> bool:
+    """Whether what was just decided is there already, under another id: its answer was lost."""
+    same = (present.state, present.token, present.failure) == (decided.state, decided.token, decided.failure)
+    return same and present.failure is not None
 
 
-def _write(connection: Connection, message: MessageId, row: Row) -> None:
-    values = to_columns(row, _now_ms())
-    statement = insert(messages).values(message=str(message), **values)
-    connection.execute(statement.on_conflict_do_update(index_elements=["message"], set_=values))
-
-
-def _complete(
-    connection: Connection, message: MessageId, row: Row, result: str | None, quietly: Failure | None = None
-) -> None:
-    done = {
-        "state": State.DONE.value,
-        "holder": None,
-        "expires": 0.0,
-        "token": row.token + 1,
-        "result": result,
-        "failure": json.dumps(asdict(quietly)) if quietly else None,
-        "updated_ms": _now_ms(),
-    }
-    _compare_and_set(connection, message, row, done)
-
-
-def _compare_and_set(connection: Connection, message: MessageId, row: Row, values: dict[str, Any]) -> None:
-    statement = update(messages).where(
-        messages.c.message == str(message),
-        messages.c.token == row.token,
-        messages.c.state == State.LEASED.value,
-    )
-    if connection.execute(statement.values(**values)).rowcount != 1:
-        raise LeaseLost(f"{message} was taken over: token {row.token} is no longer the latest")
+def _lost(message: MessageId, row: Row) -> LeaseLost:
+    return LeaseLost(f"{message} was taken over: token {row.token} is no longer the latest")
 
 
 def _now_ms() -> int:
     return int(time.time() * 1000)
-
-
-@contextmanager
-def _errors() -> Iterator[None]:
-    """Turn the database's failures into ours."""
-    try:
-        yield
-    except IntegrityError:
-        # A constraint of business rows that is checked at COMMIT: the task's error, not the store's.
-        raise
-    except DBAPIError as exc:
-        raise StoreUnavailable(f"the store failed: {exc.orig}") from exc
-    except SQLAlchemyError as exc:
-        raise StoreUnavailable(f"the store failed: {exc}") from exc
-
-
-def _sqlite_engine(url: URL) -> Engine:
-    engine = create_engine(url, connect_args={"timeout": LOCK_PATIENCE.total_seconds()})
-
-    @event.listens_for(engine, "connect")
-    def _configure(connection: Any, _record: Any) -> None:
-        # We begin transactions ourselves (below); sqlite3 must not begin them for us.
-        connection.isolation_level = None
-        # Several first openers of a new file: SQLite refuses all but one at once, without its patience.
-        Retrying(
-            retry=retry_if_exception_type(sqlite3.OperationalError),
-            wait=wait_random(max=0.1),
-            stop=stop_after_delay(LOCK_PATIENCE.total_seconds()),
-            reraise=True,
-        )(connection.execute, "PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=FULL")
-
-    @event.listens_for(engine, "begin")
-    def _begin(connection: Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
-
-    return engine

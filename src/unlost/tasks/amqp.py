@@ -23,6 +23,7 @@ from unlost.core.ids import Generation, MessageId, amqp_message_id
 from unlost.core.message import Outgoing
 from unlost.errors import ConfigurationError
 from unlost.observe.context import current_correlation_id
+from unlost.tasks.payload import guard
 from unlost.tasks.runtime import Runtime, runtime_of
 from unlost.topology import naming
 from unlost.topology.model import Topology
@@ -70,8 +71,15 @@ class ConfirmingProducer(Producer):
                 "content_encoding": content_encoding,
             },
         )
+        guard(message, self._runtime.settings)
+        if self._runtime.outbox.takes(message):
+            return
         attempt = self._runtime.attempt.get()
         settling = attempt is not None and attempt.completed
+        sink = self._runtime.sink.get()
+        if sink is not None and sink.takes(settling=settling):
+            sink.put(message)
+            return
         # A successor of what is done: there is nothing better to do than to go on trying.
         self._runtime.publisher.publish(
             message, patience=self._runtime.settings.settle_patience if settling else None
@@ -156,6 +164,8 @@ class ReliableAMQP(AMQP):
         send = super()._create_task_sender()
 
         def send_reliably(producer: Any, name: str, message: Any, **options: Any) -> Any:
+            if self._runtime.outbox.is_taking:
+                message = message._replace(sent_event=None)
             # The broker would drop what expires; the worker checks our header and says so.
             options.pop("expiration", None)
             # Ours: equal over all attempts, and stored on disk.

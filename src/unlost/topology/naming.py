@@ -8,6 +8,7 @@ a topology must be readable without it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from datetime import timedelta
 
@@ -19,6 +20,7 @@ MAX_QUEUE_NAME_BYTES = 190
 MAX_TOPOLOGY_NAME_BYTES = 190
 
 _SECOND = timedelta(seconds=1)
+_DELAY_KEY = re.compile(r"(?P<bits>(?:[01]\.)+)q:(?P<queue>.+)")
 
 
 def dead_letter_queue_of(queue: str) -> str:
@@ -93,6 +95,15 @@ def delay_routing_key(delay: timedelta, queue: str, levels: int) -> str:
         )
     bits = ".".join(f"{seconds:0{levels}b}")
     return f"{bits}.{delay_target(queue)}"
+
+
+def shortened_delay_key(routing_key: str, delay: timedelta) -> str | None:
+    """Return a delay routing key with another delay; ``None`` when it is no key of a delay path."""
+    found = _DELAY_KEY.fullmatch(routing_key)
+    if found is None:
+        return None
+    levels = len(found["bits"]) // 2
+    return delay_routing_key(min(delay, longest_delay(levels)), found["queue"], levels)
 
 
 def longest_delay(levels: int) -> timedelta:

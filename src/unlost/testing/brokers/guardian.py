@@ -1,6 +1,6 @@
-"""Keeps a private RabbitMQ node from outliving the process that asked for it.
+"""Keeps a private server (RabbitMQ, a database) from outliving the process that asked for it.
 
-Run as a script by :mod:`unlost.testing.brokers.node`, in a session of its own; it uses the standard
+Run as a script by :mod:`unlost.testing.brokers.ward`, in a session of its own; it uses the standard
 library only and starts in milliseconds. It owns the node's directory::
 
     parent ──stdin: one JSON line of specification, then one command a line──▶ guardian ─┬─ epmd
@@ -14,6 +14,7 @@ children (``prctl(PR_SET_PDEATHSIG)``, Linux) and only the directory stays, to b
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -34,11 +35,12 @@ _STOP_SECONDS = 30.0
 
 
 class Guardian:
-    """The two children of a node and what can be done to them.
+    """The server, for RabbitMQ also its port mapper, and what can be done to them.
 
     Args:
-        spec: ``directory``, ``epmd`` and ``server`` (argument lists), ``epmd_port``, ``log`` (path),
-            ``environ``.
+        spec: ``directory``, ``server`` (argument list), ``log`` (path), ``environ``; ``epmd`` (argument
+            list) and ``epmd_port`` for a RabbitMQ node; ``family`` if the server's own children (those
+            of PostgreSQL leave its session) must be killed and paused with it.
     """
 
     def __init__(self, spec: dict[str, Any]) -> None:
@@ -48,7 +50,7 @@ class Guardian:
 
     def start(self) -> None:
         """Start what does not run; epmd listens before the node could start one that stays behind."""
-        if self._epmd is None or self._epmd.poll() is not None:
+        if self._spec.get("epmd") and (self._epmd is None or self._epmd.poll() is not None):
             self._epmd = self._spawn(self._spec["epmd"])
             self._wait_for_epmd(self._epmd)
         if self._server is None or self._server.poll() is not None:
@@ -102,8 +104,14 @@ class Guardian:
             server.wait()
 
     def _signal(self, number: signal.Signals) -> None:
-        if self._server is not None:
-            self._server.send_signal(number)
+        if self._server is None:
+            return
+        # Looked up first: of a parent that is dead nobody is a child.
+        family = descendants(self._server.pid) if self._spec.get("family") else []
+        self._server.send_signal(number)
+        for pid in family if number is not signal.SIGTERM else []:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
 
     def _spawn(self, command: list[str]) -> subprocess.Popen[bytes]:
         with Path(self._spec["log"]).open("ab") as log:
@@ -127,6 +135,20 @@ class Guardian:
             else:
                 return
         raise RuntimeError(f"epmd does not listen on port {self._spec['epmd_port']}")
+
+
+def descendants(pid: int) -> list[int]:
+    """Return the process ids of children, their children and so on (proc(5): field 4 is the parent)."""
+    children: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parent = int(stat.read_text().rpartition(")")[2].split()[1])
+            children.setdefault(parent, []).append(int(stat.parent.name))
+    found, ahead = [], [pid]
+    while ahead:
+        ahead = [child for parent in ahead for child in children.get(parent, [])]
+        found += ahead
+    return found
 
 
 def _die_with(guardian: int) -> Any:

@@ -74,9 +74,9 @@ def find_programs(environ: Mapping[str, str], root: Path = Path("/")) -> Program
     return Programs(server, Path(epmd), search_path)
 
 
-def sweep(parent: Path) -> None:
+def sweep(parent: Path, prefix: str = PREFIX) -> None:
     """Remove the directories that killed guardians left; those in use are locked."""
-    for directory in parent.glob(f"{PREFIX}*"):
+    for directory in parent.glob(f"{prefix}*"):
         try:
             if time.time() - directory.stat().st_mtime > _NEWBORN.total_seconds():
                 _remove_unless_locked(directory)
@@ -84,16 +84,16 @@ def sweep(parent: Path) -> None:
             continue  # in use, just removed, or another user's
 
 
-def make_directory(environ: Mapping[str, str]) -> tuple[Path, int]:
-    """Make a node's directory and lock it.
+def make_directory(environ: Mapping[str, str], prefix: str = PREFIX) -> tuple[Path, int]:
+    """Make a server's directory and lock it.
 
     Returns:
         The directory, and a file descriptor. The lock holds until every copy of the descriptor is
         closed, however the processes that have one end.
     """
     parent = Path(environ.get("TMPDIR") or tempfile.gettempdir())
-    sweep(parent)
-    directory = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
+    sweep(parent, prefix)
+    directory = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
     lock = os.open(directory / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     return directory, lock

@@ -1,0 +1,1 @@
+"""What every SQL part shares: engines, transactions, the database's clock, upserts, migrations, errors."""
