@@ -108,7 +108,7 @@ def run_and_die(vhost: Vhost, file: Path, at: int, **options: Any) -> subprocess
         input=json.dumps(settings),
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=1200,
         check=False,
     )
 
@@ -145,7 +145,7 @@ def _arm(fuse: _Fuse) -> None:
 
     def dangerous_ack(self: Mover, tag: int, multiple: bool) -> None:
         acked[0] += 1
-        if acked[0] in (5, 30):
+        if acked[0] % 500 == 20:
             fuse.burn()
         ack(self, tag, multiple)
 
@@ -162,7 +162,11 @@ def _main(settings: Mapping[str, Any]) -> None:
     )
     _arm(_Fuse(settings["at"]))
     result = migrate(
-        vhost, Path(settings["file"]), finish=True, back=settings.get("back", False), patience=patience
+        vhost,
+        Path(settings["file"]),
+        finish=settings.get("finish", True),
+        back=settings.get("back", False),
+        patience=patience,
     )
     print(result.state)
 

@@ -263,8 +263,8 @@ def test_an_exchange_keeps_all_its_routes() -> None:
     plan = plan_exchange(ExchangeChange(source="celery", target="celery.topic"), found)
     assert [str(step) for step in plan.steps] == [
         "create exchange celery.topic",
-        "bind binding celery.topic -> shop.pay [pay]",
-        "bind binding shop => celery.topic [x]",
+        "bind celery.topic -> shop.pay [pay]",
+        "bind shop => celery.topic [x]",
         "delete exchange celery",
     ]
     assert plan.last == 3

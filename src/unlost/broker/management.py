@@ -292,12 +292,6 @@ class Management:
             return replace(wire.user(there), tags=wanted.tags) if there else wanted
         return wanted
 
-    def delete_policy(self, name: str) -> None:
-        """Delete a policy; without effect if there is none of that name."""
-        response = self._request("DELETE", self._path("policies", name))
-        if response.status_code != httpx.codes.NOT_FOUND:
-            self._check(response)
-
     def _path(self, kind: str, *names: str) -> str:
         return "/".join((kind, *(quote(name, safe="") for name in (self.vhost, *names))))
 

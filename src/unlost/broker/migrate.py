@@ -115,7 +115,8 @@ class Migration:
         except Waiting as exc:
             return Result(State.WAITING, str(exc), self._conserved)
         if not forward:
-            return Result(State.TAKEN_BACK, conserved=self._conserved)
+            again = "move the journal away to begin again"
+            return Result(State.TAKEN_BACK, again, self._conserved)
         if progress.finished:
             return Result(State.DONE, conserved=self._conserved)
         left = "; ".join(str(step) for step in progress.steps[stop:])
@@ -166,7 +167,7 @@ class Migration:
             case Do.CREATE:
                 self._create(step)
             case Do.DELETE_POLICY:
-                self._management.delete_policy(step.object.key)
+                self._management.delete(step.object)
             case Do.UNBIND:
                 self._unbind(step)
             case Do.DRAIN:

@@ -10,6 +10,7 @@ _COMMANDS = {
     "export": (f"{_HERE}.export:export_command", "Write a topology as definitions, picture, table or YAML."),
     "import": (f"{_HERE}.imports:import_command", "Write what a broker has as a topology."),
     "lint": (f"{_HERE}.lint:lint_command", "Find what in a topology could lose messages."),
+    "migrate": ("unlost.cli.migrate:migrate_command", "Replace a queue or exchange, moving what is inside."),
     "plan": (f"{_HERE}.plan:plan_command", "Compare a topology with a broker; exit 1 if they differ."),
     "schema": (f"{_HERE}.schema:schema_command", "Print the JSON Schema of a topology's YAML, for editors."),
     "verify": (f"{_HERE}.verify:verify_command", "Look at what a running broker makes of a topology."),

@@ -63,7 +63,7 @@ class Step:
 
     def __str__(self) -> str:
         to = f" to {self.other}" if self.do is Do.DRAIN else ""
-        kind = "" if self.do in (Do.PUT_POLICY, Do.DELETE_POLICY) else f"{self.object.kind} "
+        kind = "" if self.object.kind in ("policy", "binding") else f"{self.object.kind} "
         return f"{self.do} {kind}{self.object.key}{to}"
 
     @property

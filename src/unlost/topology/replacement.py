@@ -21,6 +21,8 @@ _CLASSIC_ONLY = ("x-max-priority",)
 _DROPPED = frozenset(
     {"queue-type", "queue-mode", "queue-version", "queue-master-locator", "max-priority", "expires"}
 )
+#: One key that a classic queue does not know makes the whole policy inapplicable to it.
+_QUORUM_ONLY = frozenset({"dead-letter-strategy", "delivery-limit", "target-group-size"})
 _UNLIMITED_SINCE = (4, 0)
 
 
@@ -106,7 +108,9 @@ def _definition(source: Queue, facts: Facts, queue_type: str) -> dict[str, Value
     kept = {k: v for k, v in said.items() if k not in _DROPPED and not k.startswith("ha-")}
     if "dead-letter-exchange" in kept and "dead-letter-routing-key" not in kept:
         kept["dead-letter-routing-key"] = _key_of_letters(source, facts)
-    return _for_quorum(kept, facts.version) if queue_type == "quorum" else kept
+    if queue_type == "quorum":
+        return _for_quorum(kept, facts.version)
+    return {k: v for k, v in kept.items() if k not in _QUORUM_ONLY}
 
 
 def _key_of_letters(source: Queue, facts: Facts) -> str:

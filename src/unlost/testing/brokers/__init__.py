@@ -11,6 +11,17 @@ private node from an installed ``rabbitmq-server``. ``UNLOST_BROKER=external|doc
 """
 
 from unlost.testing.brokers.base import Broker, NoBroker, NodeGone, Vhost
+from unlost.testing.brokers.cluster import DockerCluster, docker_cluster
 from unlost.testing.brokers.resolve import available, candidates, start_broker
 
-__all__ = ["Broker", "NoBroker", "NodeGone", "Vhost", "available", "candidates", "start_broker"]
+__all__ = [
+    "Broker",
+    "DockerCluster",
+    "NoBroker",
+    "NodeGone",
+    "Vhost",
+    "available",
+    "candidates",
+    "docker_cluster",
+    "start_broker",
+]

@@ -21,12 +21,13 @@ OWN_IMAGE = "unlost/rabbitmq:4.3"
 """Built by ``rabbitmq/image/build`` from Debian packages where the official one cannot be pulled."""
 
 _SOCKET = "unix:///var/run/docker.sock"
-_OWNER_LABEL = "unlost.owner"
+OWNER_LABEL = "unlost.owner"
+"""Names the process that a container or network belongs to."""
 _RYUK = "TESTCONTAINERS_RYUK_DISABLED"
 _STOP_PATIENCE = timedelta(seconds=30)
 _LOG_LINES = 20
 # The engine's answers to a removal that somebody else finished or has begun.
-_GONE = frozenset({404, 409})
+_GONE = frozenset({403, 404, 409})
 
 
 class DockerBroker(Broker):
@@ -50,13 +51,13 @@ class DockerBroker(Broker):
         amqp = Endpoint("amqp", "127.0.0.1", amqp_port, "unlost", secrets.token_hex(16), "/")
         management = Endpoint("http", "127.0.0.1", management_port, amqp.user, amqp.password)
         super().__init__(amqp, management)
-        with _engine(environ) as engine, _translated_errors("be searched for leftovers"):
-            _remove_orphans(engine)
-            image = _image(engine, environ)
+        with connect_engine(environ) as engine, translated_errors("be searched for leftovers"):
+            remove_orphans(engine)
+            image = image_of(engine, environ)
         self._container = _container(environ, image, amqp, management)
         self._closed = False
         try:
-            with _translated_errors("be started"):
+            with translated_errors("be started"):
                 self._container.start()
             self._wait_ready()
         except BaseException:
@@ -66,7 +67,7 @@ class DockerBroker(Broker):
     def kill(self) -> None:
         """Kill the node with SIGKILL."""
         self.resume()  # the engine does not kill what is paused
-        with _translated_errors("be killed"):
+        with translated_errors("be killed"):
             if self._status() == "running":
                 self._node.kill(signal="SIGKILL")
                 self._node.wait(timeout=_STOP_PATIENCE.total_seconds())
@@ -74,7 +75,7 @@ class DockerBroker(Broker):
     def restart(self) -> None:
         """Start the node again on the same ports and data, after a kill or after a clean stop."""
         self.resume()
-        with _translated_errors("be restarted"):
+        with translated_errors("be restarted"):
             if self._status() == "running":
                 self._node.stop(timeout=int(_STOP_PATIENCE.total_seconds()))
             self._node.start()
@@ -82,13 +83,13 @@ class DockerBroker(Broker):
 
     def pause(self) -> None:
         """Freeze all processes of the container."""
-        with _translated_errors("be paused"):
+        with translated_errors("be paused"):
             if self._status() != "paused":
                 self._node.pause()
 
     def resume(self) -> None:
         """Let a paused container go on."""
-        with _translated_errors("be resumed"):
+        with translated_errors("be resumed"):
             if self._status() == "paused":
                 self._node.unpause()
 
@@ -97,7 +98,7 @@ class DockerBroker(Broker):
         if self._closed:
             return
         self._closed = True
-        with _translated_errors("be removed"):
+        with translated_errors("be removed"):
             self._container.stop(force=True, delete_volume=True)
 
     @property
@@ -109,11 +110,11 @@ class DockerBroker(Broker):
         return str(self._node.status)
 
     def _has_ended(self) -> bool:
-        with _translated_errors("be looked at"):
+        with translated_errors("be looked at"):
             return self._status() in {"exited", "dead"}
 
     def _last_lines(self) -> str:
-        with _translated_errors("show its log"):
+        with translated_errors("show its log"):
             return str(self._node.logs(tail=_LOG_LINES).decode(errors="replace"))
 
 
@@ -125,8 +126,8 @@ def unavailable(environ: Mapping[str, str]) -> str | None:
     except ImportError as exc:
         return f"{exc.name} is not installed: pip install 'unlost[chaos]'"
     try:
-        with _engine(environ) as engine:
-            _image(engine, environ)
+        with connect_engine(environ) as engine:
+            image_of(engine, environ)
     except HarnessError as exc:
         return str(exc)
     return None
@@ -138,7 +139,7 @@ def _container(environ: Mapping[str, str], image: str, amqp: Endpoint, managemen
     from testcontainers.core.container import DockerContainer
 
     if _RYUK not in environ:
-        # Its reaper is one more image to pull; _remove_orphans() does that work.
+        # Its reaper is one more image to pull; remove_orphans() does that work.
         testcontainers_config.ryuk_disabled = True
     container = DockerContainer(
         image,
@@ -149,7 +150,7 @@ def _container(environ: Mapping[str, str], image: str, amqp: Endpoint, managemen
             "RABBITMQ_DEFAULT_PASS": amqp.password,
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": NO_BUSY_WAITING,
         },
-        labels={_OWNER_LABEL: own_name()},
+        labels={OWNER_LABEL: own_name()},
     )
     # with_bind_ports() knows ports only, and would publish them on every interface.
     container.ports = {"5672/tcp": (amqp.host, amqp.port), "15672/tcp": (management.host, management.port)}
@@ -157,11 +158,11 @@ def _container(environ: Mapping[str, str], image: str, amqp: Endpoint, managemen
 
 
 @contextmanager
-def _engine(environ: Mapping[str, str]) -> Iterator[Any]:
+def connect_engine(environ: Mapping[str, str]) -> Iterator[Any]:
     """Connect to the local engine."""
     import docker
 
-    with _translated_errors("be reached"):
+    with translated_errors("be reached"):
         engine = docker.from_env(environment=_engine_environ(environ))
     with closing(engine):
         yield engine
@@ -177,7 +178,7 @@ def _engine_environ(environ: Mapping[str, str]) -> dict[str, str]:
 
     host = environ.get("DOCKER_HOST")
     if not host:
-        with _translated_errors("be found"):
+        with translated_errors("be found"):
             context = ContextAPI.get_current_context()
         host = (context.Host if context else None) or _SOCKET
     if host.startswith("unix://"):
@@ -199,8 +200,12 @@ def _knock(path: str) -> None:
             raise HarnessError(f"no Docker engine answers at {path} ({type(exc).__name__})") from exc
 
 
-def _image(engine: Any, environ: Mapping[str, str]) -> str:
-    """Choose an image that is local, else pull one."""
+def image_of(engine: Any, environ: Mapping[str, str]) -> str:
+    """Choose an image that is local, else pull one.
+
+    Raises:
+        HarnessError: There is none, and none can be pulled.
+    """
     import docker.errors
 
     wanted = environ.get(IMAGE)
@@ -218,22 +223,33 @@ def _image(engine: Any, environ: Mapping[str, str]) -> str:
     return pulled
 
 
-def _remove_orphans(engine: Any) -> None:
-    """Remove the containers of processes that ended without doing so."""
-    import docker.errors
-
-    for container in engine.containers.list(all=True, filters={"label": _OWNER_LABEL}, ignore_removed=True):
-        if not is_gone(container.labels[_OWNER_LABEL]):
-            continue
-        try:
-            container.remove(force=True, v=True)
-        except docker.errors.APIError as exc:
-            if exc.status_code not in _GONE:
-                raise
+def remove_orphans(engine: Any) -> None:
+    """Remove the containers, and then the networks, of processes that ended without doing so."""
+    ours = {"label": OWNER_LABEL}
+    for container in engine.containers.list(all=True, filters=ours, ignore_removed=True):
+        if is_gone(container.labels[OWNER_LABEL]):
+            with _gone_is_fine():
+                container.remove(force=True, v=True)
+    for network in engine.networks.list(filters=ours):
+        if is_gone(network.attrs["Labels"][OWNER_LABEL]):
+            with _gone_is_fine():
+                network.remove()
 
 
 @contextmanager
-def _translated_errors(what: str) -> Iterator[None]:
+def _gone_is_fine() -> Iterator[None]:
+    import docker.errors
+
+    try:
+        yield
+    except docker.errors.APIError as exc:
+        if exc.status_code not in _GONE:
+            raise
+
+
+@contextmanager
+def translated_errors(what: str) -> Iterator[None]:
+    """Raise what goes wrong with the engine as :class:`HarnessError`."""
     import docker.errors
     import requests
 

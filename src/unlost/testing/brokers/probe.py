@@ -98,6 +98,13 @@ class Admin:
         major, minor, patch = (int(number) for number in numbers.groups())
         return major, minor, patch
 
+    def running_nodes(self) -> int:
+        """Return how many nodes of the cluster this node sees running; raises as :meth:`version`."""
+        try:
+            return sum(bool(node["running"]) for node in self._request("GET", "nodes").json())
+        except (ValueError, KeyError, TypeError) as exc:
+            raise self._not_rabbitmq() from exc
+
     def create_vhost(self, name: str, user: str) -> None:
         """Create a vhost and give ``user`` every permission on it; both are idempotent.
 

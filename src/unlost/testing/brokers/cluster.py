@@ -1,0 +1,313 @@
+"""Three RabbitMQ nodes in containers, which can be killed, stopped and cut off from each other one by one.
+
+::
+
+    with docker_cluster(environ=os.environ) as cluster, cluster.fresh_vhost() as vhost:
+        app.conf.broker_url = cluster.amqp_url(vhost.name)   # all nodes, separated by ";"
+        cluster.nodes[1].kill()
+        cluster.nodes[2].disconnect()
+        cluster.heal()
+
+Clients reach each node on fixed ports of 127.0.0.1. The nodes reach each other over a network of their own,
+so a node that is disconnected from it is cut off from the other nodes and not from its clients, which is the
+harder case: they can still publish to it.
+"""
+
+from __future__ import annotations
+
+import io
+import secrets
+import tarfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager
+from datetime import timedelta
+from typing import Any
+
+from unlost.errors import BrokerUnavailable, HarnessError
+from unlost.testing.brokers.base import BOOT_PATIENCE, Broker, Vhost
+from unlost.testing.brokers.docker import (
+    OWNER_LABEL,
+    DockerBroker,
+    connect_engine,
+    image_of,
+    remove_orphans,
+    translated_errors,
+)
+from unlost.testing.brokers.endpoint import Endpoint
+from unlost.testing.brokers.owner import own_name
+from unlost.testing.brokers.ports import free_ports
+from unlost.testing.waiting import wait_until
+
+_CONFIGURATION = "/etc/rabbitmq"
+
+
+class ClusterNode(DockerBroker):
+    """One node of a cluster. What a broker can do it can, and be cut off and stopped besides.
+
+    Args:
+        container: Its container, created.
+        network: The network between the nodes.
+        hostname: Its name on that network; the node is ``rabbit@hostname``.
+        amqp: The AMQP listener on 127.0.0.1.
+        management: The management listener on 127.0.0.1.
+    """
+
+    def __init__(
+        self, container: Any, network: Any, hostname: str, amqp: Endpoint, management: Endpoint
+    ) -> None:
+        Broker.__init__(self, amqp, management)
+        self._made = container
+        self._network = network
+        self._connected = True
+        self._closed = False
+        self.hostname = hostname
+
+    @property
+    def name(self) -> str:
+        """Return the node's name in the cluster."""
+        return f"rabbit@{self.hostname}"
+
+    @property
+    def _node(self) -> Any:
+        return self._made
+
+    def disconnect(self) -> None:
+        """Cut it off from the other nodes; its clients still reach it.
+
+        The others notice within ``net_ticktime`` (8 s here).
+        """
+        if self._connected:
+            with translated_errors("be disconnected"):
+                self._network.disconnect(self._made)
+            self._connected = False
+
+    def reconnect(self) -> None:
+        """Let it reach the other nodes again."""
+        if not self._connected:
+            with translated_errors("be connected"):
+                self._network.connect(self._made, aliases=[self.hostname])
+            self._connected = True
+
+    def stop_app(self) -> None:
+        """Stop RabbitMQ in an orderly way and leave the Erlang node running."""
+        self.rabbitmqctl("stop_app")
+
+    def start_app(self) -> None:
+        """Start RabbitMQ again; without effect if it runs."""
+        self.rabbitmqctl("start_app")
+
+    def rabbitmqctl(self, *arguments: str) -> str:
+        """Run a command on the node and return what it prints.
+
+        Raises:
+            HarnessError: It failed; the message holds what it printed.
+        """
+        with translated_errors("run rabbitmqctl"):
+            code, output = self._made.exec_run(["rabbitmqctl", *arguments])
+        text = str(output.decode(errors="replace"))
+        if code:
+            raise HarnessError(f"rabbitmqctl {' '.join(arguments)} on {self.name}: {text}")
+        return text
+
+    def boot(self) -> None:
+        """Start the container and do not wait."""
+        with translated_errors("be started"):
+            self._made.start()
+
+    def wait_ready(self) -> None:
+        """Wait until AMQP and management answer."""
+        self._wait_ready()
+
+    def running_nodes(self) -> int:
+        """Return how many nodes it sees running, itself included."""
+        return self._admin().running_nodes()
+
+    def close(self) -> None:
+        """Remove the container with its data."""
+        if not self._closed:
+            self._closed = True
+            with translated_errors("be removed"):
+                self._made.remove(force=True, v=True)
+
+
+class DockerCluster:
+    """Nodes that have formed a cluster by classic peer discovery.
+
+    A process that is killed leaves containers and network behind; the next start of any broker of this
+    package on this machine removes them.
+
+    Args:
+        environ: Where the engine is and which image, as for a single container.
+        size: How many nodes.
+        files: Further files for every node: path below ``/etc/rabbitmq``, and content.
+
+    Raises:
+        HarnessError: The containers did not start, or did not form a cluster.
+    """
+
+    def __init__(
+        self, environ: Mapping[str, str], *, size: int = 3, files: Mapping[str, str] | None = None
+    ) -> None:
+        self._closed = False
+        self.nodes: tuple[ClusterNode, ...] = ()
+        self._engine_context = connect_engine(environ)
+        engine = self._engine_context.__enter__()
+        self._network: Any = None
+        try:
+            with translated_errors("be started"):
+                remove_orphans(engine)
+                self._create(engine, image_of(engine, environ), size, files or {})
+            self._form()
+        except BaseException:
+            self.close()
+            raise
+
+    def amqp_url(self, vhost: str = "/") -> str:
+        """Return the URLs of all nodes, separated by ``;``, as kombu takes them."""
+        return ";".join(node.amqp_url(vhost) for node in self.nodes)
+
+    @property
+    def management_url(self) -> str:
+        """Return the management API of a node that answers.
+
+        Raises:
+            HarnessError: None does.
+        """
+        for node in self.nodes:
+            try:
+                node.running_nodes()
+            except BrokerUnavailable:
+                continue
+            return node.management_url
+        raise HarnessError("no node of the cluster answers")
+
+    def fresh_vhost(self) -> AbstractContextManager[Vhost]:
+        """Create an empty vhost through the first node, and delete it at the end."""
+        return self.nodes[0].fresh_vhost()
+
+    def heal(self) -> None:
+        """Undo all that was done to the nodes, and wait until all of them run together again.
+
+        Raises:
+            HarnessError: They do not; the message says how many do.
+        """
+        for node in self.nodes:
+            node.resume()
+            node.reconnect()
+        for node in self.nodes:
+            node.boot()  # without effect on one that runs
+        for node in self.nodes:
+            wait_until(lambda node=node: _starts(node), BOOT_PATIENCE, f"{node.name} starts")  # type: ignore[misc]
+        self._wait_formed()
+
+    def close(self) -> None:
+        """Remove containers and network; a second call does nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            for node in self.nodes:
+                node.close()
+            if self._network is not None:
+                with translated_errors("be removed"):
+                    self._network.remove()
+        finally:
+            self._engine_context.__exit__(None, None, None)
+
+    def _create(self, engine: Any, image: str, size: int, files: Mapping[str, str]) -> None:
+        name = f"unlost-{secrets.token_hex(6)}"
+        labels = {OWNER_LABEL: own_name()}
+        # Internal: it has no gateway, so published ports belong to the default network, and stay when
+        # a node is disconnected from this one.
+        self._network = engine.networks.create(name, driver="bridge", internal=True, labels=labels)
+        hosts = [f"rmq{number}" for number in range(1, size + 1)]
+        ports = free_ports(2 * size)
+        password, cookie = secrets.token_hex(16), secrets.token_hex(16)
+        for number, host in enumerate(hosts):
+            amqp = Endpoint("amqp", "127.0.0.1", ports[2 * number], "unlost", password, "/")
+            management = Endpoint("http", "127.0.0.1", ports[2 * number + 1], "unlost", password)
+            container = engine.containers.create(
+                image,
+                name=f"{name}-{host}",
+                hostname=host,
+                labels=labels,
+                environment={
+                    "RABBITMQ_DEFAULT_USER": "unlost",
+                    "RABBITMQ_DEFAULT_PASS": password,
+                    "RABBITMQ_ERLANG_COOKIE": cookie,
+                },
+                ports={
+                    "5672/tcp": (amqp.host, amqp.port),
+                    "15672/tcp": (management.host, management.port),
+                },
+            )
+            self.nodes += (ClusterNode(container, self._network, host, amqp, management),)
+            self._network.connect(container, aliases=[host])
+            own = {"conf.d/40-cluster.conf": _cluster_conf(hosts)}
+            container.put_archive(_CONFIGURATION, archive_of({**own, **files}))
+
+    def _form(self) -> None:
+        for node in self.nodes:
+            node.boot()
+        for node in self.nodes:
+            node.wait_ready()
+        self._wait_formed()
+
+    def _wait_formed(self) -> None:
+        for node in self.nodes:
+            wait_until(
+                lambda node=node: _sees(node, len(self.nodes)),  # type: ignore[misc]
+                BOOT_PATIENCE,
+                f"{node.name} sees {len(self.nodes)} nodes",
+                why_not=node._last_lines,
+                poll=timedelta(milliseconds=500),
+            )
+
+
+@contextmanager
+def docker_cluster(
+    *, environ: Mapping[str, str], size: int = 3, files: Mapping[str, str] | None = None
+) -> Iterator[DockerCluster]:
+    """Run a cluster; see :class:`DockerCluster`."""
+    with closing(DockerCluster(environ, size=size, files=files)) as cluster:
+        yield cluster
+
+
+def _starts(node: ClusterNode) -> bool:
+    try:
+        node.start_app()
+    except HarnessError:  # its Erlang node is not up yet
+        return False
+    return True
+
+
+def _sees(node: ClusterNode, size: int) -> bool:
+    try:
+        return node.running_nodes() == size
+    except BrokerUnavailable:
+        return False
+
+
+def _cluster_conf(hosts: Sequence[str]) -> str:
+    nodes = "".join(
+        f"cluster_formation.classic_config.nodes.{number} = rabbit@{host}\n"
+        for number, host in enumerate(hosts, start=1)
+    )
+    return (
+        "cluster_formation.peer_discovery_backend = classic_config\n"
+        f"{nodes}"
+        f"cluster_formation.target_cluster_size_hint = {len(hosts)}\n"
+        # So that a partition is noticed in the time of a test; the default is a minute.
+        "net_ticktime = 8\n"
+    )
+
+
+def archive_of(files: Mapping[str, str]) -> bytes:
+    """Return files as a tar archive, readable by everybody."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as archive:
+        for name, content in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size, entry.mode = len(content.encode()), 0o644
+            archive.addfile(entry, io.BytesIO(content.encode()))
+    return packed.getvalue()
