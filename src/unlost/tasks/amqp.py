@@ -31,6 +31,10 @@ from unlost.topology.model import Topology
 REDACTED = "<redacted>"
 PERSISTENT = 2
 
+#: Where a signature keeps others: in its options, and, if it is a group, chain or chord, in its kwargs.
+_LINKS = ("link", "link_error", "chord")
+_MEMBERS = ("tasks", "header", "body")
+
 
 class ConfirmingProducer(Producer):
     """A kombu producer whose mandatory publishes are confirmed; rendering is kombu's."""
@@ -155,8 +159,11 @@ class ReliableAMQP(AMQP):
         due = _due(countdown, eta)
         if due is not None:
             message.headers[h.DUE] = epoch_ms(due)
-        freeze(message.body[2])
-        return message
+        args, kwargs, embed = message.body
+        # The caller may hang the same signature on many tasks: each message has one of its own.
+        embed = detached(embed)
+        freeze(embed)
+        return message._replace(body=(args, kwargs, embed))
 
     def _create_task_sender(self) -> Callable[..., Any]:
         send = super()._create_task_sender()
@@ -290,6 +297,24 @@ def freeze(embed: Any) -> None:
             signature["options"].setdefault("task_id", uuid.uuid4().hex)
 
 
+def detached(value: Any) -> Any:
+    """Return a tree of signatures that shares none of its dictionaries with the caller's."""
+    if isinstance(value, list | tuple):
+        return [detached(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    if "task" not in value or not isinstance(value.get("options"), dict):
+        return {name: detached(each) for name, each in value.items()}
+    options = {**value["options"]}
+    options.update({name: detached(options[name]) for name in _LINKS if name in options})
+    copied = {**value, "options": options}
+    if value.get("subtask_type") is not None:
+        kwargs = {**(value.get("kwargs") or {})}
+        kwargs.update({name: detached(kwargs[name]) for name in _MEMBERS if name in kwargs})
+        copied["kwargs"] = kwargs
+    return copied
+
+
 def _signatures(value: Any) -> Iterator[dict[str, Any]]:
     """Yield every signature in a tree of signatures."""
     if isinstance(value, dict):
@@ -304,7 +329,7 @@ def _signatures(value: Any) -> Iterator[dict[str, Any]]:
 
 
 def _links(options: dict[str, Any]) -> list[Any]:
-    return [options.get("link"), options.get("link_error"), options.get("chord")]
+    return [options.get(name) for name in _LINKS]
 
 
 def _members(signature: dict[str, Any]) -> list[Any]:
@@ -312,4 +337,4 @@ def _members(signature: dict[str, Any]) -> list[Any]:
     if signature.get("subtask_type") is None:
         return []
     kwargs = signature.get("kwargs") or {}
-    return [kwargs.get(name) for name in ("tasks", "header", "body")]
+    return [kwargs.get(name) for name in _MEMBERS]
