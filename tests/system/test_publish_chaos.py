@@ -18,6 +18,7 @@ from tests.support.publishing import (
     PATIENCE,
     QUEUE,
     declare_queue,
+    drained,
     message,
     publisher,
     wait_for_leader,
@@ -59,6 +60,7 @@ def test_py_amqps_own_confirms_take_a_late_one_for_anothers(vhost: Vhost) -> Non
         open_channel(proxy.url) as channel,
         ThreadPoolExecutor(1) as thread,
     ):
+        channel.basic_publish_confirm(amqp.Message("first"), "", QUEUE, timeout=10)
         proxy.hold()
         with pytest.raises(TimeoutError):
             channel.basic_publish_confirm(amqp.Message("late"), "", QUEUE, confirm_timeout=1)
