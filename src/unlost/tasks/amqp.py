@@ -88,6 +88,20 @@ class ConfirmingProducer(Producer):
         )
 
 
+class BoundedProducerPool(pools.ProducerPool):
+    """kombu's pool, which waits for a connection no longer than for a producer.
+
+    kombu waits for ever (kombu/pools.py, ``_acquire_connection``) once others hold all connections.
+    """
+
+    def __init__(self, *args: Any, timeout: float | None, **kwargs: Any) -> None:
+        self._timeout = timeout
+        super().__init__(*args, **kwargs)
+
+    def _acquire_connection(self) -> Any:
+        return self.connections.acquire(block=True, timeout=self._timeout)
+
+
 class DeclaredQueues(Queues):
     """The topology's queues; a name that is not among them is an error, never a new queue."""
 
@@ -123,8 +137,11 @@ class ReliableAMQP(AMQP):
         """Return a pool of confirming producers; its kombu connections are never opened by a publish."""
         if self._producer_pool is None:
             connections = pools.connections[self.app.connection_for_write()]
-            self._producer_pool = pools.ProducerPool(
-                connections, limit=self.app.pool.limit, Producer=self.Producer
+            self._producer_pool = BoundedProducerPool(
+                connections,
+                limit=self.app.pool.limit,
+                Producer=self.Producer,
+                timeout=self.app.conf.broker_pool_acquire_timeout,
             )
         return self._producer_pool
 
