@@ -3,7 +3,7 @@ VENV ?= .venv
 READY := $(VENV)/.installed
 BIN := $(VENV)/bin
 
-.PHONY: demo demo-plain test check lock image broker stores clean help
+.PHONY: demo demo-plain test chaos bench-publish check lock image broker stores clean help
 
 help: ## Say what there is.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:[^#]*## /\t/' | expand -t 14
@@ -29,8 +29,14 @@ demo-plain: $(READY) broker ## The same load and kills on plain Celery.
 test: $(READY) broker stores ## Run all tests; what needs a broker or a store runs on every one that can be had.
 	@$(BIN)/pytest --numprocesses=2 --dist=loadfile $(ARGS)
 
+chaos: $(READY) broker ## Run the long tests: minutes of load under faults.
+	@$(BIN)/pytest -m long $(ARGS)
+
 check: $(READY) ## Lint, types and layers only.
 	@$(BIN)/pytest tests/unit/test_architecture.py $(ARGS)
+
+bench-publish: $(READY) broker ## Compare ways to publish; the last line is the ratios as JSON.
+	@$(BIN)/python -m benchmarks.publish $(ARGS)
 
 image: ## Build the RabbitMQ image from Debian packages; VERSION=4.3, 4.0 or 3.10.
 	@rabbitmq/image/build $(VERSION)

@@ -11,7 +11,7 @@ import pytest
 from celery import Celery, chain, chord, group
 from celery.canvas import Signature
 
-from unlost.tasks.amqp import freeze
+from unlost.tasks.amqp import detached, freeze
 
 app = Celery("freezer", broker="memory://", set_as_current=False)
 
@@ -100,6 +100,17 @@ def test_freezing_what_is_frozen_changes_nothing(kind: str) -> None:
     make, _ = MEMBERS[kind]
     once = frozen(make())
     assert frozen(*copy.deepcopy(once)) == once
+
+
+@pytest.mark.parametrize("kind", MEMBERS)
+def test_a_signature_on_two_messages_is_two_tasks(kind: str) -> None:
+    """The caller's signature is left alone, so that on every message it gets ids of its own."""
+    make, members = MEMBERS[kind]
+    shared = make()
+    before = over_the_wire(shared)
+    first, second = (frozen(*detached([shared])) for _ in range(2))
+    assert over_the_wire(shared) == before
+    assert not {id_of(each) for each in members(first[0])} & {id_of(each) for each in members(second[0])}
 
 
 @pytest.mark.parametrize("where", ["callbacks", "errbacks", "chain"])

@@ -31,6 +31,10 @@ from unlost.topology.model import Topology
 REDACTED = "<redacted>"
 PERSISTENT = 2
 
+#: Where a signature keeps others: in its options, and, if it is a group, chain or chord, in its kwargs.
+_LINKS = ("link", "link_error", "chord")
+_MEMBERS = ("tasks", "header", "body")
+
 
 class ConfirmingProducer(Producer):
     """A kombu producer whose mandatory publishes are confirmed; rendering is kombu's."""
@@ -86,6 +90,20 @@ class ConfirmingProducer(Producer):
         )
 
 
+class BoundedProducerPool(pools.ProducerPool):
+    """kombu's pool, which waits for a connection no longer than for a producer.
+
+    kombu waits for ever (kombu/pools.py, ``_acquire_connection``) once others hold all connections.
+    """
+
+    def __init__(self, *args: Any, timeout: float | None, **kwargs: Any) -> None:
+        self._timeout = timeout
+        super().__init__(*args, **kwargs)
+
+    def _acquire_connection(self) -> Any:
+        return self.connections.acquire(block=True, timeout=self._timeout)
+
+
 class DeclaredQueues(Queues):
     """The topology's queues; a name that is not among them is an error, never a new queue."""
 
@@ -121,8 +139,11 @@ class ReliableAMQP(AMQP):
         """Return a pool of confirming producers; its kombu connections are never opened by a publish."""
         if self._producer_pool is None:
             connections = pools.connections[self.app.connection_for_write()]
-            self._producer_pool = pools.ProducerPool(
-                connections, limit=self.app.pool.limit, Producer=self.Producer
+            self._producer_pool = BoundedProducerPool(
+                connections,
+                limit=self.app.pool.limit,
+                Producer=self.Producer,
+                timeout=self.app.conf.broker_pool_acquire_timeout,
             )
         return self._producer_pool
 
@@ -157,8 +178,11 @@ class ReliableAMQP(AMQP):
         due = _due(countdown, eta)
         if due is not None:
             message.headers[h.DUE] = epoch_ms(due)
-        freeze(message.body[2])
-        return message
+        args, kwargs, embed = message.body
+        # The caller may hang the same signature on many tasks: each message has one of its own.
+        embed = detached(embed)
+        freeze(embed)
+        return message._replace(body=(args, kwargs, embed))
 
     def _create_task_sender(self) -> Callable[..., Any]:
         send = super()._create_task_sender()
@@ -294,6 +318,24 @@ def freeze(embed: Any) -> None:
             signature["options"].setdefault("task_id", uuid.uuid4().hex)
 
 
+def detached(value: Any) -> Any:
+    """Return a tree of signatures that shares none of its dictionaries with the caller's."""
+    if isinstance(value, list | tuple):
+        return [detached(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    if "task" not in value or not isinstance(value.get("options"), dict):
+        return {name: detached(each) for name, each in value.items()}
+    options = {**value["options"]}
+    options.update({name: detached(options[name]) for name in _LINKS if name in options})
+    copied = {**value, "options": options}
+    if value.get("subtask_type") is not None:
+        kwargs = {**(value.get("kwargs") or {})}
+        kwargs.update({name: detached(kwargs[name]) for name in _MEMBERS if name in kwargs})
+        copied["kwargs"] = kwargs
+    return copied
+
+
 def _signatures(value: Any) -> Iterator[dict[str, Any]]:
     """Yield every signature in a tree of signatures."""
     if isinstance(value, dict):
@@ -308,7 +350,7 @@ def _signatures(value: Any) -> Iterator[dict[str, Any]]:
 
 
 def _links(options: dict[str, Any]) -> list[Any]:
-    return [options.get("link"), options.get("link_error"), options.get("chord")]
+    return [options.get(name) for name in _LINKS]
 
 
 def _members(signature: dict[str, Any]) -> list[Any]:
@@ -316,4 +358,4 @@ def _members(signature: dict[str, Any]) -> list[Any]:
     if signature.get("subtask_type") is None:
         return []
     kwargs = signature.get("kwargs") or {}
-    return [kwargs.get(name) for name in ("tasks", "header", "body")]
+    return [kwargs.get(name) for name in _MEMBERS]

@@ -1,0 +1,1 @@
+"""What safety costs, side by side with what there is without it."""

@@ -1,0 +1,264 @@
+"""Messages per second of each way to publish, on one broker, in one run; the last line is the ratios as JSON.
+
+Every way sends the same kind of message (a task of one small argument, with Celery's headers) to a quorum
+queue of its own on the same node. Rounds are interleaved, so that a busy machine is busy for all of them,
+and the median of the rounds counts. Read the ratios: the figures themselves are this machine's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import amqp
+from celery import Celery
+from kombu import Exchange, Queue
+
+import unlost
+from unlost.broker.apply import apply
+from unlost.broker.management import Management
+from unlost.tasks.publishing import captured
+from unlost.tasks.runtime import runtime_of
+from unlost.testing.brokers import Vhost, start_broker
+from unlost.topology.model import Delay, Topology, WorkQueue
+
+WORK = "bench.work"
+WINDOW = 200
+BULK_WINDOW = 1000
+
+#: Messages per second, by the name of the way.
+Rates = dict[str, float]
+
+
+@dataclass
+class Bench:
+    """What a way to publish may use: a vhost with the queue, an app with unlost, and one without."""
+
+    vhost: Vhost
+    reliable: Celery
+    plain: Celery
+    confirmed: Celery
+    task: Any
+    headers: dict[str, Any] = field(default_factory=dict)
+    properties: dict[str, Any] = field(default_factory=dict)
+    body: bytes | str = b""
+
+
+class Charge(unlost.ReliableTask):
+    """The task that is published."""
+
+    name = "bench.charge"
+    queue = WORK
+
+    def run(self, number: int) -> None:
+        """Never run."""
+
+
+def celery_unconfirmed(bench: Bench, messages: int) -> None:
+    """Publish as Celery does by default: into a socket, and nobody knows."""
+    for number in range(messages):
+        bench.plain.send_task("bench.charge", args=(number,), queue=WORK, ignore_result=True)
+
+
+def celery_confirmed(bench: Bench, messages: int) -> None:
+    """Publish with py-amqp's own confirms, a round trip each."""
+    for number in range(messages):
+        bench.confirmed.send_task("bench.charge", args=(number,), queue=WORK, ignore_result=True)
+
+
+def single(bench: Bench, messages: int) -> None:
+    """Publish by ``delay``, each confirmed and routable when it returns."""
+    for number in range(messages):
+        bench.task.delay(number)
+
+
+def window(bench: Bench, messages: int) -> None:
+    """Publish by ``delay`` in a block of ``unlost.publishing``."""
+    with unlost.publishing(bench.reliable, window=WINDOW):
+        for number in range(messages):
+            bench.task.delay(number)
+
+
+def apply_many(bench: Bench, messages: int) -> None:
+    """Publish by ``apply_many``."""
+    bench.task.apply_many(((number,) for number in range(messages)), window=BULK_WINDOW).raise_for_problems()
+
+
+def raw_pipelined(bench: Bench, messages: int) -> None:
+    """Publish with py-amqp and nothing else: 200 confirms in flight, the same headers, no bookkeeping."""
+    with raw_channel(bench.vhost.amqp_url) as channel:
+        confirmed = 0
+
+        def on_ack(tag: int, _multiple: bool) -> None:
+            nonlocal confirmed
+            confirmed = max(confirmed, tag)
+
+        channel.events["basic_ack"].add(on_ack)
+        channel.confirm_select()
+        for number in range(1, messages + 1):
+            content = amqp.Message(bench.body, application_headers=bench.headers, **bench.properties)
+            channel._basic_publish(content, "bench", WORK, mandatory=True)
+            while number - confirmed >= WINDOW:
+                channel.connection.drain_events(timeout=10)
+        while confirmed < messages:
+            channel.connection.drain_events(timeout=10)
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to publish, and how many messages of the run it gets: slow ones need fewer."""
+
+    publish: Callable[[Bench, int], None]
+    share: float = 1.0
+
+
+WAYS: dict[str, Way] = {
+    "celery_unconfirmed": Way(celery_unconfirmed, 0.25),
+    "celery_confirmed": Way(celery_confirmed, 0.1),
+    "single": Way(single, 0.1),
+    "window": Way(window, 0.25),
+    "raw_pipelined": Way(raw_pipelined),
+    "apply_many": Way(apply_many),
+}
+
+#: The keys of the last line. More ways and keys may be added by name; each is made from the rates.
+FIGURES: dict[str, Callable[[Rates], float]] = {
+    "single_vs_celery_confirmed": lambda rates: rates["single"] / rates["celery_confirmed"],
+    "window_vs_celery_confirmed": lambda rates: rates["window"] / rates["celery_confirmed"],
+    "apply_many_vs_celery_confirmed": lambda rates: rates["apply_many"] / rates["celery_confirmed"],
+    "apply_many_vs_celery_unconfirmed": lambda rates: rates["apply_many"] / rates["celery_unconfirmed"],
+    "apply_many_vs_raw_pipelined": lambda rates: rates["apply_many"] / rates["raw_pipelined"],
+}
+
+
+@contextmanager
+def raw_channel(url: str) -> Iterator[Any]:
+    """Open a channel of plain py-amqp."""
+    parts = urlsplit(url)
+    connection = amqp.Connection(
+        host=f"{parts.hostname}:{parts.port or 5672}",
+        userid=unquote(parts.username or "guest"),
+        password=unquote(parts.password or "guest"),
+        virtual_host=unquote(parts.path[1:]) or "/",
+    )
+    connection.connect()
+    with connection:
+        yield connection.channel()
+
+
+@contextmanager
+def bench_on(vhost: Vhost) -> Iterator[Bench]:
+    """Declare the queue, and make the apps."""
+    topology = Topology(name="bench", queues={WORK: WorkQueue()}, delay=Delay(levels=1))
+    with Management(vhost.management_url, vhost.name) as management:
+        apply(topology, management)
+    with tempfile.TemporaryDirectory() as folder:
+        reliable = Celery("bench", broker=vhost.amqp_url, set_as_current=False)
+        unlost.install(reliable, topology=topology, store=f"sqlite:///{Path(folder) / 'ledger.sqlite'}")
+        plain, confirmed = _plain(vhost, confirm=False), _plain(vhost, confirm=True)
+        task = reliable.register_task(Charge())
+        bench = Bench(vhost, reliable, plain, confirmed, task)
+        with captured(runtime_of(reliable)) as sink:
+            task.delay(1)
+        (sample,) = sink.messages
+        bench.headers, bench.body = dict(sample.headers), sample.body
+        bench.properties = {name: value for name, value in sample.properties.items() if value is not None}
+        try:
+            yield bench
+        finally:
+            runtime_of(reliable).publisher.close()
+            for app in (reliable, plain, confirmed):
+                app.close()
+
+
+def _plain(vhost: Vhost, *, confirm: bool) -> Celery:
+    app = Celery("plain", broker=vhost.amqp_url, set_as_current=False)
+    exchange = Exchange("bench", "topic", no_declare=True)
+    app.conf.update(
+        task_queues=[Queue(WORK, exchange, routing_key=WORK, no_declare=True)],
+        task_ignore_result=True,
+        broker_transport_options={"confirm_publish": confirm},
+    )
+    return app
+
+
+def empty(vhost: Vhost) -> None:
+    """Take everything out of the queue, so that each round finds it as the first did."""
+    with raw_channel(vhost.amqp_url) as channel:
+        channel.queue_purge(WORK)
+
+
+def run(bench: Bench, messages: int, rounds: int) -> Rates:
+    """Let every way publish in every round, and return the median rates."""
+    found: dict[str, list[float]] = {name: [] for name in WAYS}
+    for number in range(rounds):
+        for name, way in WAYS.items():
+            count = max(100, int(messages * way.share))
+            began = time.perf_counter()
+            way.publish(bench, count)
+            found[name].append(count / (time.perf_counter() - began))
+            _say(f"round {number + 1}  {name:20} {found[name][-1]:10,.0f}/s")
+            empty(bench.vhost)
+    return {name: statistics.median(rates) for name, rates in found.items()}
+
+
+def memory(bench: Bench, messages: int) -> dict[str, int]:
+    """Return this process's largest resident size in KiB after a tenth of a bulk, and after all of it."""
+    sizes: list[int] = []
+
+    def note(bulk: Any) -> None:
+        if bulk.confirmed in (messages // 10, messages):
+            sizes.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+        if bulk.confirmed % 50_000 == 0:
+            empty(bench.vhost)
+
+    bench.task.apply_many(((n,) for n in range(messages)), progress=note).raise_for_problems()
+    return {"messages": messages, "after_a_tenth_kib": sizes[0], "after_all_kib": sizes[-1]}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--messages", type=int, default=20_000, help="of the fastest ways, in each round")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--memory", type=int, metavar="N", help="publish N in one bulk and show memory instead"
+    )
+    options = parser.parse_args(arguments)
+    with (
+        start_broker(None, environ=os.environ) as broker,
+        broker.fresh_vhost() as vhost,
+        bench_on(vhost) as bench,
+    ):
+        if options.memory:
+            _say(json.dumps(memory(bench, options.memory)))
+            return 0
+        for way in WAYS.values():
+            way.publish(bench, 200)
+        empty(vhost)
+        rates = run(bench, options.messages, options.rounds)
+    for name, rate in rates.items():
+        _say(f"median   {name:20} {rate:10,.0f}/s")
+    _say(json.dumps({name: round(figure(rates), 2) for name, figure in FIGURES.items()}))
+    return 0
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
