@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from unlost.errors import ConfigurationError
 
@@ -18,7 +18,15 @@ Guarantee = Literal["confirms", "late_ack", "lease"]
 
 _PREFIX = "UNLOST_"
 
-_DURATIONS = ("confirm_timeout", "publish_patience", "connect_patience", "settle_patience", "lease", "hold")
+_DURATIONS = (
+    "confirm_timeout",
+    "publish_patience",
+    "connect_patience",
+    "settle_patience",
+    "lease",
+    "hold",
+    "claim_retention",
+)
 
 
 class Settings(BaseModel):
@@ -35,6 +43,10 @@ class Settings(BaseModel):
         hold: The longest wait of a copy whose message somebody else holds.
         max_crashes: Crashes after which a message is poison.
         max_lost: Takeovers after which a message is poison.
+        claim_store: URL of the store for large payloads (``file:///FOLDER``, a database, ``s3://...``);
+            without one they travel in their messages.
+        claim_above: Bodies of more bytes than this go to the claim store.
+        claim_retention: How long a payload is kept at least, from when its message may run.
         topology_check: ``refuse`` lets no worker start on a topology that is missing; ``warn`` does.
         dangerously_without: Guarantees to switch off, for the runs that prove that each is needed.
     """
@@ -50,6 +62,9 @@ class Settings(BaseModel):
     hold: timedelta = timedelta(minutes=5)
     max_crashes: int = 3
     max_lost: int = 20
+    claim_store: str | None = None
+    claim_above: int = Field(default=64 * 1024, ge=0)
+    claim_retention: timedelta = timedelta(days=30)
     topology_check: Literal["refuse", "warn"] = "refuse"
     dangerously_without: frozenset[Guarantee] = frozenset()
 

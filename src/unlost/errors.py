@@ -16,6 +16,7 @@
     │       └── ConfirmUnknown  no confirm came: it may be stored or not
     ├── StoreError              the store of ledger and effects
     │   ├── StoreUnavailable    it cannot be reached or is locked for too long
+    │   ├── ClaimLost           a payload that a message refers to is gone or damaged
     │   └── LeaseLost           somebody else holds the message now; nothing of ours was written
     └── ChaosError
         ├── HarnessError        the test rig failed; says nothing about the system under test
@@ -87,6 +88,10 @@ class StoreError(UnlostError):
 
 class StoreUnavailable(StoreError):
     """The store cannot be reached, or stayed locked for longer than the patience."""
+
+
+class ClaimLost(StoreError):
+    """The payload that a message refers to is gone from its store, or is not what was stored."""
 
 
 class LeaseLost(StoreError):

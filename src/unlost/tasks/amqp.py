@@ -34,8 +34,11 @@ PERSISTENT = 2
 class ConfirmingProducer(Producer):
     """A kombu producer whose mandatory publishes are confirmed; rendering is kombu's."""
 
-    def __init__(self, *args: Any, runtime: Runtime, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, runtime: Runtime, check_in: Callable[[Outgoing], Outgoing], **kwargs: Any
+    ) -> None:
         self._runtime = runtime
+        self._check_in = check_in
         super().__init__(*args, **kwargs)
 
     def _publish(
@@ -72,6 +75,7 @@ class ConfirmingProducer(Producer):
         )
         if self._runtime.outbox.takes(message):
             return
+        message = self._check_in(message)
         attempt = self._runtime.attempt.get()
         settling = attempt is not None and attempt.completed
         # A successor of what is done: there is nothing better to do than to go on trying.
@@ -108,7 +112,15 @@ class ReliableAMQP(AMQP):
     @property
     def Producer(self) -> Any:  # noqa: N802 - Celery's name
         """Return the producer class that beat and explicit connections use."""
-        return partial(ConfirmingProducer, runtime=self._runtime)
+        return partial(ConfirmingProducer, runtime=self._runtime, check_in=self._check_in)
+
+    def _check_in(self, message: Outgoing) -> Outgoing:
+        """Put a large payload into the claim store, unless the task is known to be a plain one of Celery."""
+        claims = self._runtime.claims
+        known = self.app.tasks.get(message.headers.get("task"))
+        if claims is None or (known is not None and not getattr(known, "redeems_claims", False)):
+            return message
+        return claims.check_in(message)
 
     @property
     def producer_pool(self) -> Any:

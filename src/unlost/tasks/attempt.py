@@ -10,6 +10,7 @@ from unlost.core import headers as h
 from unlost.core.ids import MessageId
 from unlost.core.message import Outgoing
 from unlost.core.settlement import Admission, Row
+from unlost.errors import ClaimLost
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,7 @@ class Attempt:
     attempt has ended in a retry or a letter, ``completed`` once its effect is committed, ``fenced`` when
     somebody else took the message over, ``crashed`` when the body raised what would have ended the
     process. ``dispatched`` counts up to ``successors`` as links and the next task of a chain are confirmed.
+    ``lost`` says why the payload that the delivery refers to cannot be had.
     """
 
     message: MessageId
@@ -43,6 +45,7 @@ class Attempt:
     fenced: bool = False
     decided: Row | None = None
     result: Any = None
+    lost: ClaimLost | None = None
 
     @property
     def correlation_id(self) -> str:

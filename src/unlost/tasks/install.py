@@ -13,6 +13,8 @@ from celery.signals import worker_init
 
 from unlost import config
 from unlost.broker.publisher import Publisher
+from unlost.claims.check import ClaimCheck
+from unlost.claims.stores import open_claims
 from unlost.config import Settings
 from unlost.core.retry import ONCE, RetryPolicy
 from unlost.errors import ConfigurationError, StoreUnavailable
@@ -99,7 +101,15 @@ def _runtime(app: Celery, topology: Topology, settings: Settings, retries: Retry
         ),
         retries=retries or RetryPolicy(stop=ONCE),
         leases=LeaseKeeper(ledger, settings.lease),
+        claims=_claims(settings, ledger),
     )
+
+
+def _claims(settings: Settings, ledger: SqlStore) -> ClaimCheck | None:
+    if settings.claim_store is None:
+        return None
+    store = open_claims(settings.claim_store, ledger.database)
+    return ClaimCheck(store, settings.claim_above, settings.claim_retention)
 
 
 def _use_our_amqp(app: Celery) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from celery import Celery
 
 from unlost.broker.publisher import Publisher
+from unlost.claims.check import ClaimCheck
 from unlost.config import Settings
 from unlost.core.retry import RetryPolicy
 from unlost.errors import ConfigurationError
@@ -41,6 +42,7 @@ class Runtime:
     publisher: Publisher
     retries: RetryPolicy
     leases: LeaseKeeper
+    claims: ClaimCheck | None = None
     outbox: TaskOutbox = field(default_factory=TaskOutbox)
     #: The attempt whose body runs in this context.
     attempt: ContextVar[Attempt | None] = field(
