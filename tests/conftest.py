@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from hypothesis import settings
+
 from tests.support.brokers import add_options as pytest_addoption
 from tests.support.brokers import broker, own_broker, vhost
 from tests.support.brokers import fail_skipped as pytest_runtest_makereport
@@ -19,3 +21,7 @@ __all__ = [
     "store_servers",
     "vhost",
 ]
+
+# How long an example takes says nothing on a shared machine, and no test is about it.
+settings.register_profile("unlost", deadline=None)
+settings.load_profile("unlost")

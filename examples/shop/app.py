@@ -31,7 +31,7 @@ app = Celery("shop")
 runtime = unlost.install(
     app, topology=TOPOLOGY if TOPOLOGY.is_dir() else Path(__file__).parents[2] / "topology"
 )
-create_tables(runtime.ledger.engine)
+create_tables(runtime.engine)
 
 
 class ChargeCard(unlost.ReliableTask):

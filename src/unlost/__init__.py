@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from unlost.errors import Permanent as Permanent
     from unlost.errors import RetryLater as RetryLater
     from unlost.tasks.install import install as install
+    from unlost.tasks.publishing import publishing as publishing
     from unlost.tasks.task import ReliableTask as ReliableTask
     from unlost.topology.model import Topology as Topology
 else:
@@ -30,6 +31,7 @@ else:
             "Settings": "unlost.config",
             "Topology": "unlost.topology.model",
             "install": "unlost.tasks.install",
+            "publishing": "unlost.tasks.publishing",
         }
         try:
             home = homes[name]
@@ -40,4 +42,13 @@ else:
         return value
 
 
-__all__ = ["Permanent", "ReliableTask", "RetryLater", "RetryPolicy", "Settings", "Topology", "install"]
+__all__ = [
+    "Permanent",
+    "ReliableTask",
+    "RetryLater",
+    "RetryPolicy",
+    "Settings",
+    "Topology",
+    "install",
+    "publishing",
+]

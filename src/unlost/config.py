@@ -26,6 +26,7 @@ _DURATIONS = (
     "lease",
     "hold",
     "claim_retention",
+    "park",
 )
 
 
@@ -39,14 +40,19 @@ class Settings(BaseModel):
         connect_patience: How long a publish tries to reach a broker that does not answer.
         settle_patience: How long a worker repeats the publish of a retry or a letter before it gives
             the delivery back.
+        payload_warning: Bytes of a message's body above which a warning is logged.
+        payload_limit: Bytes of a message's body above which it is refused before it is sent; at most the
+            broker's ``max_message_size``, which is 16 MiB by default from RabbitMQ 4.0 on.
         lease: How long a lease lasts without renewal; it is renewed three times as often.
         hold: The longest wait of a copy whose message somebody else holds.
+        park: How long a message waits in all for a worker that knows its task or its version.
         max_crashes: Crashes after which a message is poison.
         max_lost: Takeovers after which a message is poison.
         claim_store: URL of the store for large payloads (``file:///FOLDER``, a database, ``s3://...``);
             without one they travel in their messages.
         claim_above: Bodies of more bytes than this go to the claim store.
         claim_retention: How long a payload is kept at least, from when its message may run.
+        code_version: Version of the application's code, a commit for instance; dead letters carry it.
         topology_check: ``refuse`` lets no worker start on a topology that is missing; ``warn`` does.
         dangerously_without: Guarantees to switch off, for the runs that prove that each is needed.
     """
@@ -58,13 +64,17 @@ class Settings(BaseModel):
     publish_patience: timedelta = timedelta(seconds=30)
     connect_patience: timedelta = timedelta(seconds=8)
     settle_patience: timedelta = timedelta(minutes=10)
+    payload_warning: int = Field(default=128 * 1024, gt=0)
+    payload_limit: int = Field(default=16 * 1024 * 1024, gt=0)
     lease: timedelta = timedelta(seconds=15)
     hold: timedelta = timedelta(minutes=5)
+    park: timedelta = timedelta(hours=1)
     max_crashes: int = 3
     max_lost: int = 20
     claim_store: str | None = None
     claim_above: int = Field(default=64 * 1024, ge=0)
     claim_retention: timedelta = timedelta(days=30)
+    code_version: str = ""
     topology_check: Literal["refuse", "warn"] = "refuse"
     dangerously_without: frozenset[Guarantee] = frozenset()
 

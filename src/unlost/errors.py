@@ -13,11 +13,15 @@
     │       ├── Unroutable      returned: no queue is bound, it is stored nowhere
     │       ├── Refused         nacked or refused before it was sent; it is not stored by the one who refused
     │       │   └── InvalidMessage  the broker cannot take it as it is; trying again cannot help
-    │       └── ConfirmUnknown  no confirm came: it may be stored or not
+    │       ├── ConfirmUnknown  no confirm came: it may be stored or not
+    │       └── PublishErrors   some of many messages; names each
     ├── StoreError              the store of ledger and effects
     │   ├── StoreUnavailable    it cannot be reached or is locked for too long
     │   ├── ClaimLost           a payload that a message refers to is gone or damaged
     │   └── LeaseLost           somebody else holds the message now; nothing of ours was written
+    ├── DeadLetterError         dead letters cannot be read or sent on as asked; none was lost
+    │   ├── QueueMissing        the queue is not there, or vanished meanwhile
+    │   └── JournalError        a journal that cannot be read, is another's, or is in use
     └── ChaosError
         ├── HarnessError        the test rig failed; says nothing about the system under test
         └── Anomaly             a checker found the history invalid
@@ -31,7 +35,9 @@ that is mixed in where kombu is known (``unlost.broker.errors``), because this m
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta
+from typing import Any
 
 
 class UnlostError(Exception):
@@ -82,6 +88,32 @@ class ConfirmUnknown(PublishError):
     """No confirm arrived: the message may be stored or not; publish it again under the same id."""
 
 
+class PublishErrors(PublishError):
+    """Some messages of many are not known to be safe; all others are confirmed.
+
+    Args:
+        text: How many, and what is wrong with the first of them.
+        problems: One :class:`unlost.broker.window.Published` for each, in the order of publishing.
+    """
+
+    def __init__(self, text: str, problems: Sequence[Any]) -> None:
+        super().__init__(text)
+        self.problems = tuple(problems)
+
+    def __reduce__(self) -> Any:
+        return type(self), (str(self), self.problems)
+
+    @property
+    def failed(self) -> tuple[Any, ...]:
+        """Return those that are certainly not stored."""
+        return tuple(each for each in self.problems if each.outcome == "failed")
+
+    @property
+    def unknown(self) -> tuple[Any, ...]:
+        """Return those that may be stored or not; the ``error`` of each has a ``resend()``."""
+        return tuple(each for each in self.problems if each.outcome == "unknown")
+
+
 class StoreError(UnlostError):
     """The store of ledger and effects failed."""
 
@@ -96,6 +128,18 @@ class ClaimLost(StoreError):
 
 class LeaseLost(StoreError):
     """Somebody else holds the message now; nothing of this attempt was written."""
+
+
+class DeadLetterError(UnlostError):
+    """Dead letters could not be read or sent on as asked; what is not confirmed elsewhere is where it was."""
+
+
+class QueueMissing(DeadLetterError):
+    """The queue of dead letters does not exist, or was deleted while it was read."""
+
+
+class JournalError(DeadLetterError):
+    """A journal cannot be read, belongs to another queue, or is being written by another process."""
 
 
 class ChaosError(UnlostError):

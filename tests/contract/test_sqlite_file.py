@@ -16,6 +16,7 @@ from tests.support.ledgers import (
     FIRST,
     LEASE,
     MESSAGE,
+    BootClock,
     acquire,
     die_in_unit_of_work,
     granted,
@@ -160,6 +161,39 @@ def test_commits_survive_a_power_cut(store: SqlStore) -> None:
     with store.engine.connect() as connection:
         assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
         assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2
+
+
+# --- the clock
+
+
+def test_the_lease_of_an_earlier_boot_is_taken_over(store: SqlStore, clock: BootClock) -> None:
+    """After a reboot the clock begins anew, so an old lease would otherwise hold for the old uptime."""
+    granted(store, holder="nonce@old-container/00000000/1/7/99")
+    clock.seconds = 1.0
+
+    assert granted(store).lost == 1
+
+
+def test_renewal_counts_from_when_the_lock_was_had(store: SqlStore, clock: BootClock, path: Path) -> None:
+    """A renewal that waited for another writer does not write an expiry that is as old as the wait."""
+    granted(store, holder="me")
+    writer = sqlite3.connect(path, isolation_level=None)
+    writer.execute("BEGIN IMMEDIATE")
+    waiting = threading.Event()
+
+    def renew() -> None:
+        waiting.set()
+        store.renew(["me"], LEASE)
+
+    renewal = threading.Thread(target=renew)
+    renewal.start()
+    waiting.wait(PATIENCE.total_seconds())
+    clock.seconds += 14
+    writer.execute("ROLLBACK")
+    writer.close()
+    renewal.join()
+
+    assert read(store).expires == clock.seconds + 15
 
 
 # --- the URL

@@ -33,7 +33,7 @@ def waiting_sizes(shop: Bench) -> list[tuple[int, bool]]:
 
 
 def test_large_payloads_run_with_all_that_they_hold(shop: Bench) -> None:
-    """Arguments, a chain, compressed arguments and a retry: small on the wire, whole in the body."""
+    """Arguments, a chain, compressed arguments, a retry and a bulk: small on the wire, whole in the body."""
     shop.call(
         f"large = {LARGE!r}\n"
         "m.effect.delay('a' + large)\n"
@@ -41,14 +41,15 @@ def test_large_payloads_run_with_all_that_they_hold(shop: Bench) -> None:
         "from celery import chain\n"
         "chain(m.effect.si('c'), m.effect.si('d' + large), m.effect.si('e'))()\n"
         "m.recovers.delay('f' + large)\n"
-        "m.effect.delay('g')"
+        "m.effect.delay('g')\n"
+        "m.effect.apply_many([('h' + large,), ('i' + large,), ('j',)])"
     )
     sizes = waiting_sizes(shop)
     assert max(size for size, _ in sizes) < 2000
     # Compressed, the second is small enough to travel by itself.
-    assert sorted(claimed for _, claimed in sizes) == [False, False, True, True, True]
+    assert sorted(claimed for _, claimed in sizes) == [False] * 3 + [True] * 5
     shop.start()
-    expected = {"a" + LARGE, "b" + LARGE, "c", "d" + LARGE, "e", "g"}
+    expected = {"a" + LARGE, "b" + LARGE, "c", "d" + LARGE, "e", "g", "h" + LARGE, "i" + LARGE, "j"}
     shop.wait_for(lambda: expected <= set(shop.effects()), "all have had their effect")
     shop.wait_for(lambda: shop.runs()["f" + LARGE] == 2, "the retry has run")
     assert all(count == 1 for count in shop.effects().values())

@@ -21,6 +21,7 @@ from tests.support.publishing import drained
 from unlost import outbox
 from unlost.core import headers as h
 from unlost.errors import ConfigurationError, TopologyError
+from unlost.idempotency.sql import SqlStore
 from unlost.outbox.relay import Relay, sending
 from unlost.outbox.store import OutboxStore
 from unlost.outbox.wakeup import Poll
@@ -68,7 +69,9 @@ def pay(app: Celery) -> Any:
 @pytest.fixture
 def store(app: Celery) -> OutboxStore:
     """Return the outbox beside the ledger."""
-    return OutboxStore(runtime_of(app).ledger.database)
+    ledger = runtime_of(app).ledger
+    assert isinstance(ledger, SqlStore)
+    return OutboxStore(ledger.database)
 
 
 def relayed(app: Celery, store: OutboxStore) -> None:

@@ -188,6 +188,7 @@ MALFORMED: dict[str, tuple[bytes | str, dict[str, Any], dict[str, Any]]] = {
 
 def test_whatever_is_delivered_ends_as_a_letter_with_its_body_and_the_worker_lives(shop: Bench) -> None:
     """Malformed and unknown messages are dead-lettered with a reason and their raw body; work goes on."""
+    shop.settings = {**shop.settings, "UNLOST_PARK": "0.5"}
     worker = shop.start()
     usual = {"content_type": "application/json", "content_encoding": "utf-8"}
     for body, headers, properties in MALFORMED.values():
@@ -201,6 +202,34 @@ def test_whatever_is_delivered_ends_as_a_letter_with_its_body_and_the_worker_liv
     bodies = {body if isinstance(body, bytes) else body.encode() for body, _, _ in MALFORMED.values()}
     assert {body for _, body in letters} == bodies
     assert worker.poll() is None
+
+
+def test_an_unknown_task_waits_for_a_worker_that_knows_it(shop: Bench) -> None:
+    """In a rolling deploy the old worker parks what only the new one can run; the new one runs it."""
+    settings = shop.settings
+    shop.settings = {**settings, "TEST_WITHOUT_TASKS": "t.effect"}
+    old = shop.start()
+    shop.settings = settings
+    shop.call("m.effect.delay('new')")
+    shop.wait_for(lambda: "is parked" in shop.log(), "the old worker has parked it")
+    old.terminate()
+    old.wait(30)
+    shop.start()
+    shop.wait_for(lambda: shop.effects() == {"new": 1}, "the new worker has run it")
+    assert shop.letters() == []
+
+
+def test_a_message_of_a_newer_release_waits_and_then_is_a_letter(shop: Bench) -> None:
+    """Headers that this release cannot read are not guessed at."""
+    shop.settings = {**shop.settings, "UNLOST_PARK": "0.5"}
+    shop.start()
+    headers = {"task": "t.effect", "id": "1", "x-unlost-v": 99}
+    shop.publish_raw('[["a"], {}, {}]', headers, content_type="application/json", content_encoding="utf-8")
+    shop.wait_for(shop.letters, "the letter is there")
+    [(letter, body)] = shop.letters()
+    assert (letter["x-unlost-death-reason"], letter["x-unlost-parks"]) == ("newer-version", 1)
+    assert body == b'[["a"], {}, {}]'
+    assert shop.runs() == {}
 
 
 def test_a_worker_refuses_to_start_on_a_topology_that_is_missing(shop: Bench) -> None:

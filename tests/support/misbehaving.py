@@ -32,11 +32,12 @@ app = Celery("misbehaving")
 runtime = unlost.install(app, topology=os.environ["TEST_TOPOLOGY"])
 if "TEST_CONFIG" in os.environ:
     app.config_from_object(json.loads(os.environ["TEST_CONFIG"]))
-engine = runtime.ledger.engine
+engine = runtime.engine
 with engine.begin() as _connection:
     metadata.create_all(_connection)
 
 QUEUE = "t.work"
+THRICE = unlost.RetryPolicy(wait=wait_fixed(1), stop=stop_after_attempt(3))
 TWICE = unlost.RetryPolicy(wait=wait_fixed(1), stop=stop_after_attempt(2))
 
 
@@ -115,6 +116,29 @@ def celery_retry(self: Any, label: str) -> None:
     """Retry in Celery's own way."""
     if note(label) == 1:
         raise self.retry(countdown=1, exc=RuntimeError("once"))
+
+
+@task(name="t.tries_in_process", retry=THRICE)
+def tries_in_process(self: Any, label: str) -> None:
+    """Fail at every attempt, of which it makes two in one delivery."""
+    for attempt in self.retrying(stop=stop_after_attempt(2)):
+        with attempt:
+            note(f"{label}-{self.attempt}-left-{self.attempts_left}")
+            raise RuntimeError("again")
+
+
+@task(name="t.postponed", retry=THRICE)
+def postponed(self: Any, label: str) -> None:
+    """Ask once to be run later."""
+    if note(label) == 1:
+        raise self.retry_later("not open yet", after=timedelta(seconds=1))
+
+
+@task(name="t.celery_autoretry", autoretry_for=(KeyError,), max_retries=1, retry_backoff=1)
+def celery_autoretry(self: Any, label: str) -> None:
+    """Fail at every attempt, retried as Celery's own options say."""
+    note(label)
+    raise KeyError(label)
 
 
 @task(name="t.too_slow", time_limit=1)
@@ -345,3 +369,7 @@ def publishes_in_work(self: Any, label: str, what: str) -> None:
             go_wrong("kill")
     if what == "after" and count == 1:
         go_wrong("kill")
+
+
+for _name in os.environ.get("TEST_WITHOUT_TASKS", "").split():
+    del app.tasks[_name]

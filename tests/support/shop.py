@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from unlost.chaos.checker import Verdict
 from unlost.chaos.demo import example_home, letters_of
 from unlost.chaos.report import explain
 from unlost.chaos.runner import Plan, Result, Run
-from unlost.testing.brokers import Broker
+from unlost.testing.brokers import Broker, Vhost
 from unlost.topology.model import Topology
 
 #: A mutated run that happens to hurt nobody is repeated with other kills.
@@ -33,32 +34,51 @@ def shop_is_importable(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         del sys.modules[name]
 
 
+WORKLOAD = "shop.workload:Orders"
+
+
 def run(broker: Broker, folder: Path, without: str = "", seed: int = 1, **plan: Any) -> Result:
     """Run the shop under faults and judge it."""
-    topology = Topology.load(example_home().topology)
     folder.mkdir()
-    store = f"sqlite:///{folder / 'shop.sqlite'}"
-    options = {"store": store, **plan.pop("options", {})}
-    with broker.fresh_vhost() as vhost:
-        with Management(vhost.management_url, vhost.name) as management:
-            apply(topology, management)
+    options = {"store": store_in(folder), **plan.pop("options", {})}
+    with declared_vhost(broker) as (vhost, topology):
         chosen = Plan(
-            workload="shop.workload:Orders",
+            workload=WORKLOAD,
             options=options,
-            environment={
-                **os.environ,
-                "PYTHONPATH": str(example_home().code),
-                "CELERY_BROKER_URL": vhost.amqp_url,
-                "UNLOST_STORE": store,
-                "UNLOST_CONNECT_PATIENCE": "60",
-                "UNLOST_LEASE": "6",
-                "UNLOST_DANGEROUSLY_WITHOUT": without,
-            },
+            environment=environment(vhost, folder, without),
             letters=letters_of(topology),
             seed=seed,
             **plan,
         )
         return Run(chosen, broker, vhost, folder)()
+
+
+@contextmanager
+def declared_vhost(broker: Broker) -> Iterator[tuple[Vhost, Topology]]:
+    """A fresh vhost with the shop's topology on it."""
+    topology = Topology.load(example_home().topology)
+    with broker.fresh_vhost() as vhost:
+        with Management(vhost.management_url, vhost.name) as management:
+            apply(topology, management)
+        yield vhost, topology
+
+
+def store_in(folder: Path) -> str:
+    """Return the URL of the shop's store in a folder."""
+    return f"sqlite:///{folder / 'shop.sqlite'}"
+
+
+def environment(vhost: Vhost, folder: Path, without: str = "") -> dict[str, str]:
+    """Return the environment of the shop's clients and workers."""
+    return {
+        **os.environ,
+        "PYTHONPATH": str(example_home().code),
+        "CELERY_BROKER_URL": vhost.amqp_url,
+        "UNLOST_STORE": store_in(folder),
+        "UNLOST_CONNECT_PATIENCE": "60",
+        "UNLOST_LEASE": "6",
+        "UNLOST_DANGEROUSLY_WITHOUT": without,
+    }
 
 
 KILLS: dict[str, Any] = {
@@ -75,13 +95,20 @@ BURST: dict[str, Any] = {
     "client_threads": 4,
     "kill_every": timedelta(seconds=2),
     "restart_broker_at": 0.6,
-    "options": {"work_ms": 0},
+    # Long enough for kills to hit running tasks.
+    "options": {"work_ms": 15},
 }
 
 
-def assert_valid(result: Result) -> None:
-    """Check that the run proves what it should, or show why it does not."""
-    assert result.judgement.verdict is Verdict.VALID, "\n".join(explain(result.judgement))
+def assert_valid(result: Result, folder: Path) -> None:
+    """Check that the run in a folder proves what it should, or show why it does not and how its logs end."""
+    if result.judgement.verdict is not Verdict.VALID:
+        logs = [f"{log.name}:\n{_end(log)}" for log in sorted((folder / "logs").iterdir())]
+        raise AssertionError("\n".join([*explain(result.judgement), *logs]))
+
+
+def _end(log: Path, lines: int = 120) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
 
 
 def assert_becomes_invalid(broker: Broker, folder: Path, without: str, kind: str, **plan: Any) -> None:

@@ -9,14 +9,23 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import redis
+from sqlalchemy import update
 
 from tests.support.brokers import REQUIRE
+from unlost.core.ports import Ledger
+from unlost.idempotency.memory import MemoryStore
+from unlost.idempotency.redis import RedisStore
+from unlost.idempotency.schema import messages
+from unlost.idempotency.sql import SqlStore
 from unlost.testing.stores import StoreServer, missing, start_store
 
 SQL = ("sqlite", "postgresql", "mariadb")
+ALL = ("memory", "redis", *SQL)
 
 Servers = Callable[[str], StoreServer]
 
@@ -52,6 +61,8 @@ def server_url(request: pytest.FixtureRequest, store_servers: Servers, tmp_path:
 
 def fresh_url(kind: str, servers: Servers, directory: Path, stack: ExitStack) -> str:
     """Return the URL of an empty store of a kind; it goes when the stack is unwound."""
+    if kind == "memory":
+        return "memory://"
     if kind == "sqlite":
         return f"sqlite:///{directory}/store.sqlite"
     return stack.enter_context(servers(kind).fresh())
@@ -65,3 +76,34 @@ def require(kind: str, config: pytest.Config) -> None:
     if config.getoption(REQUIRE):
         pytest.fail(f"{REQUIRE}: no {kind}: {reason}", pytrace=False)
     pytest.skip(f"no {kind}: {reason}")
+
+
+def time_machine(ledger: Ledger) -> Callable[[float], None]:
+    """Return what makes all leases in a ledger older by so many seconds."""
+    if isinstance(ledger, SqlStore):
+        return lambda seconds: _age_rows(ledger, seconds)
+    if isinstance(ledger, RedisStore):
+        return lambda seconds: _age_hashes(ledger, seconds)
+    if isinstance(ledger, MemoryStore):
+        return lambda seconds: _age_memory(ledger, seconds)
+    raise TypeError(f"no time machine for {ledger!r}")
+
+
+def _age_rows(store: SqlStore, seconds: float) -> None:
+    older = update(messages).where(messages.c.expires > 0).values(expires=messages.c.expires - seconds)
+    with store.database.transaction() as connection:
+        connection.execute(older)
+
+
+def _age_hashes(store: RedisStore, seconds: float) -> None:
+    with redis.Redis(connection_pool=store._server._pool) as client:
+        for key in client.scan_iter("{unlost}:*[[]*"):
+            expires = float(client.hget(key, "expires") or 0)
+            if expires:
+                client.hset(key, "expires", f"{expires - seconds:.6f}")
+
+
+def _age_memory(store: MemoryStore, seconds: float) -> None:
+    for message, row in store._rows.items():
+        if row.expires:
+            store._rows[message] = replace(row, expires=row.expires - seconds)

@@ -61,6 +61,7 @@ def test_the_public_names_are_those_we_promise() -> None:
         "Settings",
         "Topology",
         "install",
+        "publishing",
     ]
     for name in unlost.__all__:
         assert getattr(unlost, name) is not None

@@ -32,6 +32,13 @@ def judged(checker: Checker, text: str) -> tuple[Verdict, list[tuple[str, str | 
     return finding.verdict, [(anomaly.kind, anomaly.value) for anomaly in finding.anomalies]
 
 
+def test_messages_that_are_left_are_said_to_be_ready_or_with_consumers() -> None:
+    """Whether nobody takes a message or somebody keeps it is the first thing to know."""
+    run = history("9 drain ok residual q messages=3 ready=1 unacknowledged=2")
+    explanations = [anomaly.explanation for anomaly in NothingLost().check(run).anomalies]
+    assert explanations == ["queue q: it still holds 3 messages (1 ready, 2 with consumers)"]
+
+
 # --- rule 1: nothing lost
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from unittest.mock import patch
 
@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from tenacity import (
     RetryError,
     Retrying,
+    retry_if_exception_message,
+    retry_if_exception_type,
     stop_after_attempt,
     stop_after_delay,
     stop_before_delay,
@@ -25,7 +27,7 @@ from tenacity.stop import stop_base
 from tenacity.wait import wait_base
 
 from unlost.core.retry import LONGEST_WAIT, ONCE, GiveUp, RetryPolicy, TryAgain
-from unlost.errors import Permanent, RetryLater
+from unlost.errors import ConfigurationError, Permanent, RetryLater
 
 #: Quarters of a second are exact in binary and in a timedelta, so equality at a limit is no accident.
 QUARTERS = st.integers(0, 200).map(lambda quarters: quarters / 4)
@@ -171,3 +173,92 @@ def test_a_wait_beyond_all_dates_is_cut(seconds: float) -> None:
 
     assert decide(policy, OSError()) == TryAgain(LONGEST_WAIT)
     assert decide(policy, RetryLater(after=timedelta.max)) == TryAgain(LONGEST_WAIT)
+
+
+def test_an_exception_brings_its_own_delay() -> None:
+    """``retry_after`` on the exception replaces the wait: seconds, a timedelta, or a moment."""
+    assert decide(FIXED, _asking_for(30)) == TryAgain(timedelta(seconds=30))
+    assert decide(FIXED, _asking_for(2.5)) == TryAgain(timedelta(seconds=2.5))
+    assert decide(FIXED, _asking_for(timedelta(minutes=2))) == TryAgain(timedelta(minutes=2))
+    assert decide(FIXED, _asking_for(NOW + timedelta(seconds=9)), now=NOW) == TryAgain(timedelta(seconds=9))
+    assert decide(FIXED, _asking_for(NOW - timedelta(seconds=9)), now=NOW) == TryAgain(timedelta(0))
+
+
+@pytest.mark.parametrize("asked", [None, "soon", -1, float("nan"), True])
+def test_a_retry_after_that_is_no_delay_is_passed_over(asked: object) -> None:
+    """What cannot be read leaves the wait to the policy."""
+    assert decide(FIXED, _asking_for(asked)) == AGAIN
+
+
+def test_retry_after_does_not_make_an_exception_retryable_nor_lengthen_the_budget() -> None:
+    """It says when, not whether."""
+    assert decide(RetryPolicy(on=(KeyError,)), _asking_for(1)) == GiveUp("permanent")
+    assert decide(RetryPolicy(stop=ONCE), _asking_for(1)) == GiveUp("budget-spent")
+
+
+def test_cases_give_an_exception_a_policy_of_its_own() -> None:
+    """The first case whose exception matches decides, also about whether it is tried at all."""
+    policy = RetryPolicy(
+        wait=wait_fixed(4),
+        stop=stop_after_attempt(9),
+        cases=(
+            (ConnectionError, RetryPolicy(wait=wait_fixed(60), stop=stop_after_attempt(2))),
+            ((ValueError, TypeError), RetryPolicy(on=())),
+        ),
+    )
+    assert decide(policy, ConnectionResetError()) == TryAgain(timedelta(minutes=1))
+    assert policy.decide(ConnectionResetError(), attempt=2, since_start=timedelta(0)) == GiveUp(
+        "budget-spent"
+    )
+    assert decide(policy, TypeError()) == GiveUp("permanent")
+    assert decide(policy, KeyError()) == AGAIN
+
+
+def test_a_tenacity_predicate_decides_what_is_tried() -> None:
+    """``retry`` is any tenacity ``retry_if_*`` over the exception, in place of ``on``."""
+    policy = RetryPolicy(
+        wait=wait_fixed(4), retry=retry_if_exception_message(match="busy") | retry_if_exception_type(KeyError)
+    )
+    assert decide(policy, OSError("busy")) == AGAIN
+    assert decide(policy, KeyError()) == AGAIN
+    assert decide(policy, OSError("gone")) == GiveUp("permanent")
+
+
+def test_a_predicate_beside_on_is_refused() -> None:
+    """Two ways to say the same must not contradict each other."""
+    with pytest.raises(ConfigurationError, match=r"retry=.*on="):
+        RetryPolicy(on=(OSError,), retry=retry_if_exception_type(KeyError))
+
+
+def test_a_case_that_is_no_pair_of_exceptions_and_policy_is_refused() -> None:
+    """A mistake in the declaration shows when it is made, not at the first failure."""
+    with pytest.raises(ConfigurationError, match="cases"):
+        RetryPolicy(cases=((OSError, wait_fixed(3)),))  # type: ignore[arg-type]
+
+
+@given(STOPS, st.integers(1, 10), QUARTERS)
+def test_attempts_left_is_how_often_the_policy_would_go_on(
+    stop: stop_base, attempt: int, since: float
+) -> None:
+    """Without time passing, exactly so many failures are tried again before it gives up."""
+    policy = RetryPolicy(wait=wait_fixed(0), stop=stop | stop_after_attempt(MOST_ATTEMPTS))
+    since_start = timedelta(seconds=since)
+    left = policy.attempts_left(attempt=attempt, since_start=since_start)
+    granted = 0
+    while isinstance(policy.decide(OSError(), attempt=attempt + granted, since_start=since_start), TryAgain):
+        granted += 1
+    assert left == granted
+
+
+def test_attempts_without_a_bound_are_none() -> None:
+    """``None`` means no bound."""
+    assert RetryPolicy(stop=stop_never).attempts_left(attempt=1, since_start=timedelta(0)) is None
+
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def _asking_for(delay: object) -> Exception:
+    exception = OSError()
+    exception.retry_after = delay  # type: ignore[attr-defined]
+    return exception

@@ -292,6 +292,13 @@ def test_a_crash_is_counted_and_a_release_is_not() -> None:
     assert released(leased()) == leased(holder=None, expires=0.0)
 
 
+def test_the_same_delivery_is_granted_again() -> None:
+    """A delivery that acquires again, because the answer was lost, keeps its lease as it is."""
+    row = run(arrive(None))
+
+    assert run(arrive(row)) == row
+
+
 def test_the_token_grows() -> None:
     """Every grant and every decision makes the tokens of earlier holders stale."""
     tokens = [run(arrive(None)).token]
@@ -301,7 +308,7 @@ def test_the_token_grows() -> None:
         tokens.append(row.token)
         row = run(arrive(row, row.generation))
         tokens.append(row.token)
-        row = run(arrive(row, holder_gone=True))
+        row = run(arrive(replace(row, holder="another"), holder_gone=True))
         tokens.append(row.token)
     row = decided_dead(row, decision="d", failure=FAILURE)
     tokens += [row.token, run(arrive(row, REDRIVEN)).token]

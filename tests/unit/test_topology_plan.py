@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unlost.errors import DeclarationConflict, TopologyError
@@ -35,28 +35,31 @@ def without(*kinds_and_keys: tuple[str, str]) -> list[BrokerObject]:
 
 def test_nothing_is_to_do_when_all_is_there() -> None:
     """What is present as needed takes no step."""
-    assert plan(EXPANDED, EXPANDED.objects) == ()
+    assert plan(EXPANDED, EXPANDED.objects).steps == ()
 
 
 def test_an_empty_broker_gets_everything_in_order() -> None:
     """On an empty broker the plan is to create every object in its safe order."""
-    assert [step.object for step in plan(EXPANDED, [])] == list(EXPANDED.objects)
+    assert [step.object for step in plan(EXPANDED, []).steps] == list(EXPANDED.objects)
 
 
+@settings(deadline=None)  # a loaded machine is no failure
 @given(st.sets(st.sampled_from(range(len(EXPANDED.objects)))))
 def test_taking_the_steps_leaves_none(missing: set[int]) -> None:
     """Whatever part is missing, after the steps of the plan there is nothing to do."""
     present = [each for index, each in enumerate(EXPANDED.objects) if index not in missing]
-    steps = plan(EXPANDED, present)
+    steps = plan(EXPANDED, present).steps
     assert [step.object for step in steps] == [EXPANDED.objects[index] for index in sorted(missing)]
-    assert plan(EXPANDED, [*present, *(step.object for step in steps)]) == ()
+    assert plan(EXPANDED, [*present, *(step.object for step in steps)]).steps == ()
 
 
 def test_a_policy_that_differs_is_updated() -> None:
     """A policy is the one thing that can be changed in place."""
     (wanted,) = (p for p in EXPANDED.policies if p.name == naming.queue_policy_of("shop.stock"))
     present = [*without(("policy", wanted.key)), replace(wanted, definition={"max-length": 10})]
-    assert plan(EXPANDED, present) == (Step(Action.UPDATE, wanted),)
+    (step,) = plan(EXPANDED, present).steps
+    assert (step.action, step.object) == (Action.UPDATE, wanted)
+    assert "definition.max-length: 10 -> not set" in step.reasons
 
 
 @pytest.mark.parametrize(
@@ -72,13 +75,13 @@ def test_what_cannot_be_changed_is_a_conflict(found: Exchange | Queue, message: 
     """An exchange or queue of other properties is refused, with both sides and the way out."""
     present = [*without((found.kind, found.key)), found]
     with pytest.raises(DeclarationConflict, match=message):
-        plan(EXPANDED, present)
+        plan(EXPANDED, present).refuse_immutable()
 
 
 def test_all_conflicts_are_reported_at_once() -> None:
     """A plan names every conflict, not only the first."""
     with pytest.raises(DeclarationConflict, match=r"shop\.stock.*shop\.receipts"):
-        plan(EXPANDED, [Queue(name="shop.stock"), Queue(name="shop.receipts")])
+        plan(EXPANDED, [Queue(name="shop.stock"), Queue(name="shop.receipts")]).refuse_immutable()
 
 
 def test_what_is_not_ours_is_left_alone() -> None:
@@ -89,7 +92,9 @@ def test_what_is_not_ours_is_left_alone() -> None:
         Policy(name="other", pattern=".*", apply_to="queues"),
         Binding(source="shop", destination="other"),
     ]
-    assert plan(EXPANDED, [*EXPANDED.objects, *foreign]) == ()
+    found = plan(EXPANDED, [*EXPANDED.objects, *foreign])
+    assert (found.drift, found.allowed(unbind=True, destroy=True)) == ((), ())
+    assert [step.object for step in found.of(Action.UNMANAGED)] == foreign
 
 
 @pytest.mark.parametrize(("before", "after"), [(28, 4), (4, 28), (4, 5)])

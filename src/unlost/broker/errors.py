@@ -6,6 +6,10 @@ catches the classes of :mod:`unlost.errors`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
 from kombu.exceptions import OperationalError
 
 from unlost import errors
@@ -32,9 +36,49 @@ class InvalidMessage(errors.InvalidMessage, OperationalError):
     """The broker cannot take the message as it is; nothing is stored, and trying again cannot help."""
 
 
+class PublishErrors(errors.PublishErrors, OperationalError):
+    """Some messages of many are not known to be safe; the others are confirmed."""
+
+
 class ConfirmUnknown(errors.ConfirmUnknown, OperationalError):
     """No confirm came. ``outgoing`` is the message as it was sent, for another try under the same id."""
 
     def __init__(self, text: str, outgoing: Outgoing) -> None:
         super().__init__(text)
         self.outgoing = outgoing
+        self._publish: Callable[..., None] | None = None
+
+    def __reduce__(self) -> Any:
+        return type(self), (str(self), self.outgoing)
+
+    def sent_by(self, publish: Callable[..., None]) -> ConfirmUnknown:
+        """Remember how to send the message again, and return this error."""
+        self._publish = publish
+        return self
+
+    def resend(self, *, patience: timedelta | None = None) -> None:
+        """Publish the message again under the same id, and return when it is confirmed.
+
+        If both copies are stored, the ledger absorbs one. (Calling ``delay()`` again makes a second task.)
+
+        Args:
+            patience: How long to go on trying; the publisher's own when not given.
+
+        Raises:
+            ConfirmUnknown: It is still unknown, whatever this attempt said: that proves nothing about the
+                first copy. The attempt's own error is the cause.
+            RuntimeError: The error came from another process.
+
+        Crash safety:
+            A crash before the return leaves the message stored or not, as before.
+        """
+        if self._publish is None:
+            raise RuntimeError(
+                "this error came from another process: publish its .outgoing with a Publisher of this one"
+            )
+        try:
+            self._publish(self.outgoing, patience=patience)
+        except ConfirmUnknown:
+            raise
+        except errors.BrokerError as exc:
+            raise ConfirmUnknown(f"still unknown: {self}", self.outgoing).sent_by(self._publish) from exc

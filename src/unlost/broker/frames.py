@@ -8,35 +8,36 @@ the body when the broker goes on reading. A message whose body never comes is dr
 
 from __future__ import annotations
 
+from struct import pack
 from typing import Any
 
 import amqp
 from amqp import spec
-from amqp.method_framing import frame_writer
 from amqp.serialization import dumps
 
+from unlost.core.message import Outgoing
+
 #: Frame type, channel and size, then that many bytes, then one that ends the frame (AMQP 0-9-1, 2.3.5).
-_HEADER = 7
-_END = 1
+_METHOD, _HEADER, _BODY = 1, 2, 3
+_OVERHEAD = 8
+_END = b"\xce"
 
 
 class Frames:
-    """Renders messages for one connection with py-amqp's own writer.
+    """Renders messages for one channel.
 
     Args:
         connection: An open connection; its negotiated frame size is used.
+        channel_id: The channel that the frames are for.
     """
 
-    def __init__(self, connection: Any) -> None:
-        self._bytes = bytearray()
-        self._longest = connection.frame_max
-        self._render = frame_writer(connection, self)
+    def __init__(self, connection: Any, channel_id: int) -> None:
+        self._longest = int(connection.frame_max)
+        self._channel = channel_id
+        self._place: tuple[str, str] | None = None
+        self._method = b""
 
-    def write(self, data: Any) -> None:
-        """Take what py-amqp would write to a socket."""
-        self._bytes += data
-
-    def of(self, channel_id: int, exchange: str, routing_key: str, content: amqp.Message) -> tuple[Any, Any]:
+    def of(self, message: Outgoing) -> tuple[bytes, bytes]:
         """Return the frames of a mandatory ``basic.publish``: method and content header, then the body.
 
         Raises:
@@ -44,15 +45,48 @@ class Frames:
                 are too large, struct.error, ValueError or OverflowError; the last for headers that are
                 longer than a frame, because a broker closes the whole connection upon them.
         """
-        self._bytes = bytearray()
-        arguments = dumps("Bssbb", (0, exchange, routing_key, True, False))
-        self._render(1, channel_id, spec.Basic.Publish, arguments, content)
-        content_header = self._end_of_frame(0)
-        cut = self._end_of_frame(content_header)
-        if cut - content_header > self._longest:
+        body = _bytes_of(message)
+        properties = message.encoded or encode_properties(message)
+        content = pack(">HHQ", spec.Basic.CLASS_ID, 0, len(body)) + properties
+        if len(content) + _OVERHEAD > self._longest:
             raise OverflowError(f"headers of more than {self._longest} bytes")
-        return self._bytes[:cut], self._bytes[cut:]
+        head = self._method_to(message.exchange, message.routing_key) + self._frame(_HEADER, content)
+        longest = self._longest - _OVERHEAD
+        if len(body) <= longest:
+            return head, self._frame(_BODY, body) if body else b""
+        parts = [body[start : start + longest] for start in range(0, len(body), longest)]
+        return head, b"".join(self._frame(_BODY, part) for part in parts)
 
-    def _end_of_frame(self, start: int) -> int:
-        size = int.from_bytes(self._bytes[start + 3 : start + _HEADER], "big")
-        return start + _HEADER + size + _END
+    def _method_to(self, exchange: str, routing_key: str) -> bytes:
+        """Return the method frame; the last one is kept, for in a burst it is always the same."""
+        if self._place != (exchange, routing_key):
+            mandatory, immediate = True, False
+            arguments = dumps("Bssbb", (0, exchange, routing_key, mandatory, immediate))
+            self._method = self._frame(_METHOD, pack(">HH", *spec.Basic.Publish) + arguments)
+            self._place = (exchange, routing_key)
+        return self._method
+
+    def _frame(self, kind: int, payload: bytes) -> bytes:
+        return pack(">BHI", kind, self._channel, len(payload)) + payload + _END
+
+
+def encode_properties(message: Outgoing) -> bytes:
+    """Return headers and properties as they stand in a content header, by py-amqp's own encoder.
+
+    Raises:
+        FrameSyntaxError, struct.error, ValueError, OverflowError: As for :meth:`Frames.of`.
+    """
+    properties = {name: value for name, value in message.properties.items() if value is not None}
+    if isinstance(message.body, str):
+        properties.setdefault("content_encoding", "utf-8")
+    encoded: bytes = amqp.Message(
+        application_headers=dict(message.headers), **properties
+    )._serialize_properties()
+    return encoded
+
+
+def _bytes_of(message: Outgoing) -> bytes:
+    body = message.body
+    if isinstance(body, str):
+        return body.encode(message.properties.get("content_encoding") or "utf-8")
+    return body

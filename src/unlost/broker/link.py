@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
 
 import amqp
 from kombu import Connection
@@ -35,7 +34,14 @@ SILENCE = timedelta(milliseconds=200)
 LOST = (OSError, amqp.exceptions.AMQPError, OutOfStep)
 
 #: What py-amqp raises for values that do not fit into a frame, before it writes a byte of it.
-_UNENCODABLE = (amqp.exceptions.FrameSyntaxError, struct.error, ValueError, TypeError, OverflowError)
+_UNENCODABLE = (
+    amqp.exceptions.FrameSyntaxError,
+    struct.error,
+    ValueError,
+    TypeError,
+    OverflowError,
+    LookupError,
+)
 
 #: What a return can be matched by: exchange, routing key and message id. The id alone mis-assigns.
 Address = tuple[str, str, str]
@@ -111,7 +117,7 @@ class Link:
         self._channel.events["basic_ack"].add(self._on_ack)
         self._channel.events["basic_nack"].add(self._on_nack)
         self._channel.events["basic_return"].add(self._on_return)
-        self._frames = Frames(self._connection)
+        self._frames = Frames(self._connection, self._channel.channel_id)
 
     @property
     def unconfirmed(self) -> Sequence[Sending]:
@@ -230,11 +236,9 @@ class Link:
             return InvalidMessage(f"{message.describe()}: {exc}. Make it smaller or correct it.")
         return ConfirmUnknown(f"{message.describe()}: {self.lost(exc)}", message)
 
-    def _render(self, message: Outgoing) -> tuple[Any, Any]:
-        properties = {k: v for k, v in message.properties.items() if v is not None}
-        content = amqp.Message(message.body, application_headers=dict(message.headers), **properties)
+    def _render(self, message: Outgoing) -> tuple[bytes, bytes]:
         try:
-            return self._frames.of(self._channel.channel_id, message.exchange, message.routing_key, content)
+            return self._frames.of(message)
         except _UNENCODABLE as exc:
             raise InvalidMessage(
                 f"{message.describe()}: AMQP has no form for one of its headers, properties or names "
@@ -242,7 +246,7 @@ class Link:
                 "bits, and headers that fit into a frame (128 KiB)"
             ) from exc
 
-    def _ask_whether_it_reads(self, message: Outgoing, head: Any, body: Any, deadline: float) -> Any:
+    def _ask_whether_it_reads(self, message: Outgoing, head: bytes, body: bytes, deadline: float) -> bytes:
         """Return what of the head is still to be written."""
         try:
             self._wait_until_unblocked(message, deadline)
@@ -266,7 +270,7 @@ class Link:
                     "of memory or disk"
                 )
 
-    def _announce(self, head: Any) -> None:
+    def _announce(self, head: bytes) -> None:
         """Write the content header, and wait until the broker answers behind it or says it is blocked.
 
         What is written while it does not read is stored when the alarm clears, long after the publisher

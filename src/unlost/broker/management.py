@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from ssl import SSLContext
 from typing import Any, Self
@@ -16,6 +16,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 import httpx
 
+from unlost.broker import wire
 from unlost.errors import (
     AccessRefused,
     BrokerError,
@@ -23,7 +24,16 @@ from unlost.errors import (
     ConfigurationError,
     DeclarationConflict,
 )
-from unlost.topology.objects import Binding, BrokerObject, Exchange, Policy, Queue
+from unlost.topology.objects import (
+    Binding,
+    BrokerObject,
+    Exchange,
+    OperatorPolicy,
+    Policy,
+    Queue,
+    User,
+    Vhost,
+)
 
 # Without statistics a listing stays cheap and works where they are switched off; totals are asked for apart.
 _CHEAP = {"disable_stats": "true", "enable_queue_totals": "true"}
@@ -55,6 +65,10 @@ class QueueStatus:
             every 5 s, so a drain check must see 0 for longer than that, with a leader present.
         ready: How many of them could be delivered now; ``None`` as above.
         unacknowledged: How many of them are with consumers; ``None`` as above.
+        members: The nodes that hold a copy.
+        online: Those of them that are up.
+        delivery_limit: In effect on a quorum queue, where the broker tells.
+        exclusive: It belongs to one connection and goes with it.
     """
 
     declared: Queue
@@ -65,6 +79,10 @@ class QueueStatus:
     messages: int | None
     ready: int | None
     unacknowledged: int | None
+    members: tuple[str, ...] = ()
+    online: tuple[str, ...] = ()
+    delivery_limit: int | None = None
+    exclusive: bool = False
 
 
 def management_url_of(amqp_url: str) -> str:
@@ -172,69 +190,113 @@ class Management:
 
     def bindings(self) -> list[Binding]:
         """Return all bindings but those to the default exchange, which the broker makes itself."""
-        return [_binding(each) for each in self._list("bindings") if each["source"]]
+        return [wire.binding(each) for each in self._list("bindings") if each["source"]]
 
     def policies(self) -> list[Policy]:
         """Return all user policies."""
-        return [_policy(each) for each in self._list("policies")]
+        return [wire.policy(each) for each in self._list("policies")]
+
+    def operator_policies(self) -> list[OperatorPolicy]:
+        """Return all operator policies."""
+        return [wire.operator_policy(each) for each in self._list("operator-policies")]
 
     def objects(self) -> list[BrokerObject]:
-        """Return all that a topology is compared with, in four requests."""
+        """Return all that an application's topology is compared with, in four requests."""
         exchanges = (status.declared for status in self.exchanges())
         queues = (status.declared for status in self.queues())
         return [*exchanges, *queues, *self.bindings(), *self.policies()]
 
+    def pending_letters(self, name: str) -> int | None:
+        """Return how many dead letters of a queue wait for their confirm; ``None`` if the broker is silent.
+
+        Taken from statistics, which are refreshed every 5 s.
+        """
+        found = self.ask(self._path("queues", name)) or {}
+        pending = found.get("messages_dlx")
+        return None if pending is None else int(pending)
+
+    def ask(self, path: str) -> Any:
+        """Return the answer to a GET of any path below ``/api``; ``None`` if there is no such thing.
+
+        An unhealthy answer (503) is an answer.
+        """
+        response = self._request("GET", path)
+        if response.status_code == httpx.codes.NOT_FOUND:
+            return None
+        if response.status_code == httpx.codes.SERVICE_UNAVAILABLE and _is_json(response):
+            return response.json()
+        return self._body(response)
+
+    def path(self, kind: str, *names: str) -> str:
+        """Return the path of something in this vhost, for :meth:`ask`."""
+        return self._path(kind, *names)
+
     def put(self, wanted: BrokerObject) -> None:
-        """Create an object, or replace a policy; without effect if it is there as wanted.
+        """Create an object, or change what can be changed; without effect if it is there as wanted.
 
         Raises:
             DeclarationConflict: An exchange or queue exists with other immutable properties.
             BrokerError: The broker refuses it for another reason, which the message carries.
         """
-        match wanted:
-            case Exchange():
-                self.put_exchange(wanted)
-            case Queue():
-                self.put_queue(wanted)
-            case Binding():
-                self.put_binding(wanted)
-            case Policy():
-                self.put_policy(wanted)
+        method = "POST" if isinstance(wanted, Binding) else "PUT"
+        self._write(method, wire.path_of(wanted, self.vhost), wire.body_of(self._filled_in(wanted)))
 
     def put_exchange(self, exchange: Exchange) -> None:
         """Declare an exchange; raises as :meth:`put`."""
-        body = {
-            "type": exchange.type,
-            "durable": exchange.durable,
-            "auto_delete": exchange.auto_delete,
-            "internal": exchange.internal,
-            "arguments": dict(exchange.arguments),
-        }
-        self._write("PUT", self._path("exchanges", exchange.name), body)
+        self.put(exchange)
 
     def put_queue(self, queue: Queue) -> None:
         """Declare a queue; raises as :meth:`put`."""
-        body = {
-            "durable": queue.durable,
-            "auto_delete": queue.auto_delete,
-            "arguments": dict(queue.arguments),
-        }
-        self._write("PUT", self._path("queues", queue.name), body)
+        self.put(queue)
 
     def put_binding(self, binding: Binding) -> None:
         """Bind a queue or exchange to an exchange; raises as :meth:`put`."""
-        path = self._path("bindings", "e", binding.source, binding.destination_type[0], binding.destination)
-        self._write("POST", path, {"routing_key": binding.routing_key, "arguments": dict(binding.arguments)})
+        self.put(binding)
 
     def put_policy(self, policy: Policy) -> None:
         """Set a policy, which takes effect a moment later; raises as :meth:`put`."""
-        body = {
-            "pattern": policy.pattern,
-            "apply-to": policy.apply_to,
-            "definition": dict(policy.definition),
-            "priority": policy.priority,
-        }
-        self._write("PUT", self._path("policies", policy.name), body)
+        self.put(policy)
+
+    def delete(self, unwanted: BrokerObject) -> None:
+        """Delete an object; without effect if it is not there. Messages in a queue go with it.
+
+        Raises:
+            BrokerError: The broker refuses it.
+        """
+        path = wire.path_of(unwanted, self.vhost)
+        if isinstance(unwanted, Binding):
+            self._delete_binding(unwanted, path)
+        else:
+            self._delete(path)
+
+    def _delete_binding(self, binding: Binding, path: str) -> None:
+        response = self._request("GET", path)
+        if response.status_code == httpx.codes.NOT_FOUND:  # one of its ends is gone, and it with it
+            return
+        for found in self._body(response):
+            if wire.binding(found).key == binding.key:
+                self._delete(f"{path}/{quote(found['properties_key'], safe='')}")
+
+    def _delete(self, path: str) -> None:
+        response = self._request("DELETE", path)
+        if response.status_code != httpx.codes.NOT_FOUND:
+            self._check(response)
+
+    def _filled_in(self, wanted: BrokerObject) -> BrokerObject:
+        """Return an object with what it leaves open as it is now, because a PUT replaces all of it."""
+        if isinstance(wanted, Vhost):
+            there = self.ask(self._path("vhosts"))
+            return wanted.filled_in(wire.vhost(there)) if there else wanted
+        if isinstance(wanted, User) and wanted.password is None and wanted.password_hash is None:
+            there = self.ask(wire.path_of(wanted, self.vhost))
+            return replace(wire.user(there), tags=wanted.tags) if there else wanted
+        return wanted
+
+    def delete_policy(self, name: str) -> None:
+        """Delete a policy; without effect if there is none of that name."""
+        response = self._request("DELETE", self._path("policies", name))
+        if response.status_code != httpx.codes.NOT_FOUND:
+            self._check(response)
 
     def _path(self, kind: str, *names: str) -> str:
         return "/".join((kind, *(quote(name, safe="") for name in (self.vhost, *names))))
@@ -277,7 +339,7 @@ class Management:
         """Raise what a status other than success means."""
         if response.is_success:
             return
-        if not response.headers.get("content-type", "").startswith("application/json"):
+        if not _is_json(response):
             raise self._stranger()
         reason = f"{self._what(response)}: {_reason_of(response)}"
         if response.is_server_error:
@@ -310,27 +372,17 @@ def _reason_of(response: httpx.Response) -> str:
     return " ".join(text.split())[:500]
 
 
+def _is_json(response: httpx.Response) -> bool:
+    return str(response.headers.get("content-type", "")).startswith("application/json")
+
+
 def _exchange_status(found: Mapping[str, Any]) -> ExchangeStatus:
-    declared = Exchange(
-        name=found["name"],
-        type=found["type"],
-        durable=found["durable"],
-        auto_delete=found["auto_delete"],
-        internal=found["internal"],
-        arguments=found["arguments"],
-    )
-    return ExchangeStatus(declared=declared, policy=found.get("policy"))
+    return ExchangeStatus(declared=wire.exchange(found), policy=found.get("policy"))
 
 
 def _queue_status(found: Mapping[str, Any]) -> QueueStatus:
-    declared = Queue(
-        name=found["name"],
-        durable=found["durable"],
-        auto_delete=found["auto_delete"],
-        arguments=found["arguments"],
-    )
     return QueueStatus(
-        declared=declared,
+        declared=wire.queue(found),
         policy=found.get("policy"),
         effective_policy=found.get("effective_policy_definition"),
         leader=found.get("leader"),
@@ -338,26 +390,10 @@ def _queue_status(found: Mapping[str, Any]) -> QueueStatus:
         messages=found.get("messages"),
         ready=found.get("messages_ready"),
         unacknowledged=found.get("messages_unacknowledged"),
-    )
-
-
-def _binding(found: Mapping[str, Any]) -> Binding:
-    return Binding(
-        source=found["source"],
-        destination=found["destination"],
-        destination_type=found["destination_type"],
-        routing_key=found["routing_key"],
-        arguments=found["arguments"],
-    )
-
-
-def _policy(found: Mapping[str, Any]) -> Policy:
-    return Policy(
-        name=found["name"],
-        pattern=found["pattern"],
-        apply_to=found["apply-to"],
-        definition=found["definition"],
-        priority=found["priority"],
+        members=tuple(found.get("members") or ()),
+        online=tuple(found.get("online") or ()),
+        delivery_limit=found.get("delivery_limit"),
+        exclusive=bool(found.get("exclusive")),
     )
 
 

@@ -79,10 +79,14 @@ class Publisher:
             wait=wait_random_exponential(multiplier=0.1, max=1),
             reraise=True,
         )
-        with attempts.judged():
-            for attempt in retrying:
-                with attempt, attempts.remembered():
-                    self._publish_once(message, attempts.time_to_connect())
+        try:
+            with attempts.judged():
+                for attempt in retrying:
+                    with attempt, attempts.remembered():
+                        self._publish_once(message, attempts.time_to_connect())
+        except ConfirmUnknown as exc:
+            exc.sent_by(self.publish)
+            raise
 
     def publish_many(
         self, messages: Iterable[Outgoing], *, window: int = 1000, patience: timedelta | None = None
@@ -126,6 +130,7 @@ class Publisher:
                 publish=patience or self._patience,
                 connect=patience or self._connect_patience,
             ),
+            publish=self.publish,
             confirms=self._confirms,
         )
 

@@ -84,18 +84,28 @@ class Window:
         pool: Where links come from.
         size: How many messages are held until their outcome is known.
         patience: How long to wait for what.
+        publish: What an unknown outcome's error sends its message again with.
         confirms: Off only for the runs that prove that confirms are needed.
 
     Raises:
         ValueError: The size is below 1.
     """
 
-    def __init__(self, pool: Pool, *, size: int, patience: Patience, confirms: bool = True) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        *,
+        size: int,
+        patience: Patience,
+        publish: Callable[..., None],
+        confirms: bool = True,
+    ) -> None:
         if size < 1:
             raise ValueError(f"a window of {size} messages holds none: give at least 1")
         self._pool = pool
         self._size = size
         self._patience = patience
+        self._publish = publish
         self._confirms = confirms
         self._pid = os.getpid()
         self._link: Link | None = None
@@ -314,12 +324,20 @@ class Window:
         while self._order and (self._order[0].answered or self._order[0].given_up is not None):
             entry = self._order.popleft()
             if entry.given_up is not None:
-                self._ready.append(_judged(entry, entry.given_up))
+                self._ready.append(self._judged(entry, entry.given_up))
                 continue
             self._ready.append(Published(entry.outgoing, Outcome.OK))
             self._trouble_since, self._pauses, self._no_link = None, 0, None
             if self._full_since:
                 self._full_since.pop((entry.outgoing.exchange, entry.outgoing.routing_key), None)
+
+    def _judged(self, entry: _Entry, error: BrokerError) -> Published:
+        """Say what became of it: a failure proves nothing about an earlier attempt whose fate is unknown."""
+        if entry.doubt is None:
+            return Published(entry.outgoing, Outcome.FAILED, error)
+        if error is not entry.doubt:
+            entry.doubt.__cause__ = error
+        return Published(entry.outgoing, Outcome.UNKNOWN, entry.doubt.sent_by(self._publish))
 
     # -- trouble
 
@@ -425,15 +443,6 @@ class Window:
         """Return a growing pause in seconds, drawn at random so that publishers do not come back together."""
         self._pauses += 1
         return random.uniform(0, min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**self._pauses))  # noqa: S311
-
-
-def _judged(entry: _Entry, error: BrokerError) -> Published:
-    """A failure proves nothing about an earlier attempt whose fate is unknown."""
-    if entry.doubt is None:
-        return Published(entry.outgoing, Outcome.FAILED, error)
-    if error is not entry.doubt:
-        entry.doubt.__cause__ = error
-    return Published(entry.outgoing, Outcome.UNKNOWN, entry.doubt)
 
 
 def _is_connection_loss(exc: Exception) -> bool:

@@ -23,6 +23,9 @@ from unlost.testing.waiting import wait_until
 #: With this status a worker says that its configuration is wrong.
 EXIT_CONFIGURATION = 2
 
+#: Upon this signal a worker or a child writes where each of its threads stands to its log.
+TELL_STACKS = signal.SIGUSR2
+
 CHECK_EVERY = timedelta(milliseconds=200)
 
 
@@ -98,6 +101,13 @@ class Crew:
             process.wait()
             _close(process)
         return pids
+
+    def tell_stacks(self) -> None:
+        """Have every process write to its worker's log where it stands."""
+        for name in self._names:
+            for pid in [self._processes[name].pid, *self.children(name)]:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, TELL_STACKS)
 
     @staticmethod
     def kill_child(pid: int) -> list[int]:

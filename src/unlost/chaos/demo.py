@@ -29,6 +29,7 @@ class Demo:
         rate: Orders a second.
         kill_every: Mean time between kills of worker processes.
         seed: Of the nemesis.
+        store: URL of an empty SQL database for ledger and effects; a file in the folder when not given.
         environ: Environment of clients and workers; the broker and store are added.
     """
 
@@ -37,6 +38,7 @@ class Demo:
     rate: float = 40.0
     kill_every: timedelta = timedelta(seconds=1)
     seed: int = 1
+    store: str | None = field(default=None, repr=False)
     environ: Mapping[str, str] = field(repr=False)
 
     def run(self, broker: Broker, vhost: Vhost, folder: Path, on_progress: OnProgress) -> Result:
@@ -60,7 +62,7 @@ class Demo:
     def _plan(
         self, broker: Broker, vhost: Vhost, folder: Path, home: ExampleHome, topology: Topology
     ) -> Plan:
-        store = f"sqlite:///{folder / 'shop.sqlite'}"
+        store = self.store or f"sqlite:///{folder / 'shop.sqlite'}"
         inherited = self.environ.get("PYTHONPATH")
         return Plan(
             workload=WORKLOAD,

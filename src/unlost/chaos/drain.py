@@ -70,9 +70,19 @@ def _working(management: Management, letters: Collection[str]) -> Iterator[Queue
 
 
 def record_residue(management: Management, letters: Collection[str], recorder: Recorder) -> None:
-    """Record what is left in every queue that should be empty."""
+    """Record what is left in every queue that should be empty, and what state it is in."""
     for queue in _working(management, letters):
-        recorder.record("drain", "ok", "residual", queue.declared.name, messages=queue.messages)
+        recorder.record(
+            "drain",
+            "ok",
+            "residual",
+            queue.declared.name,
+            messages=queue.messages,
+            ready=queue.ready,
+            unacknowledged=queue.unacknowledged,
+            leader=queue.leader,
+            state=queue.state,
+        )
 
 
 def record_letters(url: str, queues: Iterable[str], workload: Workload, recorder: Recorder) -> None:

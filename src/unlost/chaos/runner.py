@@ -139,7 +139,7 @@ class Run:
             with self._killing(crew, recorder):
                 self._load(recorder)
             self._tell("draining")
-            self._drain(workload, recorder)
+            self._drain(workload, crew, recorder)
         self._tell("judging")
         history = load(self._history)
         judgement = checker.check(history, CHECKERS)
@@ -216,10 +216,11 @@ class Run:
         time.sleep(max(0.0, self._began + GRACE.total_seconds() - time.monotonic()))
         restart_broker(self._broker, recorder)
 
-    def _drain(self, workload: Workload, recorder: Recorder) -> None:
+    def _drain(self, workload: Workload, crew: Crew, recorder: Recorder) -> None:
         plan = self._plan
         with Management(self._vhost.management_url, self._vhost.name) as management:
-            wait_until_drained(management, plan.letters, plan.patience)
+            if not wait_until_drained(management, plan.letters, plan.patience):
+                crew.tell_stacks()
             record_residue(management, plan.letters, recorder)
         record_letters(self._vhost.amqp_url, plan.letters, workload, recorder)
         record_effects(workload, recorder)

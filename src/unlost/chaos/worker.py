@@ -6,6 +6,7 @@ it ends, so does the worker with its children.
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import signal
@@ -17,10 +18,12 @@ from typing import Any
 import click
 from celery.signals import task_postrun, task_prerun, worker_process_init
 
+from unlost.chaos.crew import TELL_STACKS
 from unlost.chaos.history import Recorder, fresh_file
 from unlost.chaos.workload import Workload, load_attribute, make
 
 STDIN = 0
+STDERR = 2
 
 
 @click.command()
@@ -32,6 +35,8 @@ STDIN = 0
 def main(path: str, options: str, history: Path, name: str, concurrency: int) -> None:
     """Run a worker of the workload's app until it is killed."""
     threading.Thread(target=die_with_the_run, args=(os.getpid(),), daemon=True).start()
+    # Children inherit it; the descriptor is the log's, whatever Celery makes of sys.stderr.
+    faulthandler.register(TELL_STACKS, file=STDERR, all_threads=True)
     workload = make(path, json.loads(options))
     app = load_attribute(workload.app)
     record_bodies(workload, history, name)

@@ -10,7 +10,7 @@ import click
 from unlost.claims.check import sweepable
 from unlost.claims.stores import open_claims
 from unlost.cli.errors import Exit, reports_errors
-from unlost.idempotency.sql import SqlStore
+from unlost.idempotency.open import open_store
 
 
 @click.group()
@@ -43,9 +43,9 @@ def sweep_command(claim_store: str, store: str, yes: bool, as_json: bool) -> Non
 
     A dry run unless --yes; exits with 1 if there is something to delete.
     """
-    ledger = SqlStore(store)
+    ledger = open_store(store)
     ledger.create_schema()
-    payloads = open_claims(claim_store, ledger.database)
+    payloads = open_claims(claim_store)
     keys = [key for key, _message in sweepable(payloads, ledger.read, datetime.now(UTC))]
     if yes:
         for key in keys:

@@ -19,14 +19,14 @@ class LazyGroup(click.Group):
         super().__init__(name, **attributes)
         self._lazy = commands
 
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+    def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names of all commands, without importing any."""
-        return sorted(self._lazy)
+        return sorted({*self._lazy, *super().list_commands(ctx)})
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import and return a command, or ``None`` if there is none of that name."""
         if cmd_name not in self._lazy:
-            return None
+            return super().get_command(ctx, cmd_name)
         module, _, attribute = self._lazy[cmd_name][0].partition(":")
         try:
             command: click.Command = getattr(import_module(module), attribute)
@@ -39,4 +39,7 @@ class LazyGroup(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the list of commands from the table."""
         with formatter.section("Commands"):
-            formatter.write_dl([(name, self._lazy[name][1]) for name in self.list_commands(ctx)])
+            formatter.write_dl([(name, self._help_of(name)) for name in self.list_commands(ctx)])
+
+    def _help_of(self, name: str) -> str:
+        return self._lazy[name][1] if name in self._lazy else self.commands[name].get_short_help_str(80)

@@ -30,6 +30,7 @@ CRASHES = "x-unlost-crashes"
 HOLDS = "x-unlost-holds"
 #: The body is a reference to a payload in a claim store.
 CLAIM = "x-unlost-claim"
+PARKS = "x-unlost-parks"
 #: Put into a request by the parent for the child; never on the wire.
 HOLDER = "x-unlost-holder"
 RAW_BODY = "x-unlost-raw-body"
@@ -40,6 +41,13 @@ DEATH_EXCEPTION = "x-unlost-death-exception"
 DEATH_TRACEBACK = "x-unlost-death-traceback"
 DEATH_WORKER = "x-unlost-death-worker"
 DEATH_FAILED_AT = "x-unlost-death-failed-at"
+DEATH_EXCHANGE = "x-unlost-death-exchange"
+DEATH_ROUTING_KEY = "x-unlost-death-routing-key"
+DEATH_CODE_VERSION = "x-unlost-death-code-version"
+#: What a redrive notes on the message, so that a letter which comes back tells of it.
+REDRIVEN_AT = "x-unlost-redriven-at"
+REDRIVEN_FOR = "x-unlost-redriven-for"
+RUN_AGAIN = "x-unlost-run-again"
 _DEATH = "x-unlost-death-"
 
 CURRENT_VERSION = 1
@@ -65,6 +73,15 @@ class Failure:
     traceback: str = ""
     worker: str = ""
     failed_at_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """By which exchange and key a delivery came, and the version of the code that ran it, if known."""
+
+    exchange: str = ""
+    routing_key: str = ""
+    code_version: str = ""
 
 
 def strip(headers: Mapping[str, Any]) -> dict[str, Any]:
@@ -112,6 +129,7 @@ def successor(headers: Mapping[str, Any], generation: Generation, due: datetime 
     changed[REDRIVES] = generation.redrives
     changed["retries"] = generation.attempt - 1
     changed.pop(HOLDS, None)
+    changed.pop(PARKS, None)
     return _with_due(changed, due)
 
 
@@ -122,6 +140,24 @@ def held(headers: Mapping[str, Any], due: datetime) -> dict[str, Any]:
     return _with_due(changed, due)
 
 
+def parks_of(headers: Mapping[str, Any]) -> int:
+    """Return how often a message was parked because nobody could handle it."""
+    return _integer(headers, PARKS, 0)
+
+
+def parked(headers: Mapping[str, Any], queue: str, due: datetime) -> dict[str, Any]:
+    """Return the headers of a message that waits for a worker that knows its task, or its version."""
+    changed = strip(headers)
+    changed[PARKS] = parks_of(headers) + 1
+    changed[QUEUE] = queue
+    return _with_due(changed, due)
+
+
+def is_newer(headers: Mapping[str, Any]) -> bool:
+    """Return whether a message was written by a release whose headers we cannot read."""
+    return _integer(headers, VERSION, 0) > CURRENT_VERSION
+
+
 def _with_due(headers: dict[str, Any], due: datetime | None) -> dict[str, Any]:
     headers.pop(DUE, None)
     if due is not None:
@@ -129,7 +165,33 @@ def _with_due(headers: dict[str, Any], due: datetime | None) -> dict[str, Any]:
     return headers
 
 
-def letter(headers: Mapping[str, Any], generation: Generation, failure: Failure) -> dict[str, Any]:
+def redriven(headers: Mapping[str, Any], *, at_ms: int, failure: str, run_again: bool) -> dict[str, Any]:
+    """Return the headers with which a dead letter is sent back: one redrive more, and nothing of its death.
+
+    Args:
+        headers: The letter's.
+        at_ms: When it is sent back, epoch milliseconds.
+        failure: A fingerprint of why it died: a letter that comes back with the same one is in a loop.
+        run_again: The operator wants the body to run although the message is past its expiry or the
+            store's retention; what was only too late would die of the same again.
+    """
+    generation = Generation(_integer(headers, REDRIVES, 0) + 1, 1)
+    changed = successor(headers, generation, None)
+    for name in (CRASHES, BUDGET_START, RUN_AGAIN):
+        changed.pop(name, None)
+    if run_again:
+        changed.pop(EXPIRES, None)
+        if "expires" in changed:
+            changed["expires"] = None
+        changed[RUN_AGAIN] = generation.redrives
+    changed[REDRIVEN_AT] = at_ms
+    changed[REDRIVEN_FOR] = failure
+    return changed
+
+
+def letter(
+    headers: Mapping[str, Any], generation: Generation, failure: Failure, origin: Origin | None = None
+) -> dict[str, Any]:
     """Return the headers of a dead letter; text that would break the frame is cut, traceback first.
 
     What we add never makes them larger than :data:`LETTER_BUDGET`, unless the message brought nearly as
@@ -142,6 +204,11 @@ def letter(headers: Mapping[str, Any], generation: Generation, failure: Failure)
     changed[DEATH_EXCEPTION_TYPE] = _fit(failure.exception_type, 512)
     changed[DEATH_WORKER] = _fit(failure.worker, 512)
     changed[DEATH_FAILED_AT] = failure.failed_at_ms
+    if origin is not None:
+        changed[DEATH_EXCHANGE] = _fit(origin.exchange, 255)
+        changed[DEATH_ROUTING_KEY] = _fit(origin.routing_key, 255)
+        if origin.code_version:
+            changed[DEATH_CODE_VERSION] = _fit(origin.code_version, 255)
     changed[DEATH_EXCEPTION] = changed[DEATH_TRACEBACK] = ""
     room = max(1024, LETTER_BUDGET - _size(changed))
     changed[DEATH_EXCEPTION] = _fit(failure.exception, min(4096, room // 4))

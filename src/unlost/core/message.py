@@ -20,11 +20,19 @@ class Outgoing:
     body: bytes | str
     headers: Mapping[str, Any] = field(default_factory=dict)
     properties: Mapping[str, Any] = field(default_factory=dict)
+    #: Headers and properties as AMQP encodes them, where somebody has done so. Not part of the value, and
+    #: gone from every changed copy: ``replace`` does not carry it over.
+    encoded: bytes | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
     def message_id(self) -> str:
         """Return the AMQP message id, or an empty string."""
         return str(self.properties.get("message_id") or "")
+
+    def with_encoded(self, encoded: bytes) -> Outgoing:
+        """Return this very message, with its headers and properties encoded."""
+        object.__setattr__(self, "encoded", encoded)
+        return self
 
     def to(self, exchange: str, routing_key: str) -> Outgoing:
         """Return the same message for another destination."""

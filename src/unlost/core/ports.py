@@ -82,3 +82,9 @@ class Ledger(Protocol):
 
     def read(self, message: MessageId) -> Row | None:
         """Return the row, for tools and tests."""
+
+    def create_schema(self) -> None:
+        """Make ready what the store needs; safe when several processes start at once."""
+
+    def close(self) -> None:
+        """Close the connections that are not in use; the next operation opens others."""

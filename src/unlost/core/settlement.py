@@ -10,6 +10,7 @@ row                          delivery                admission
 absent                       any                     run it
 done                         any                     repeat only the dispatch of its successors
 cancelled                    any                     superseded: ack
+leased, by this delivery     any                     run it: the answer to its acquire was lost
 leased, holder alive         any                     held: back to the delay path, uncounted
 leased, expired or dead      any                     take over: run as the later of row and delivery;
                                                      too many crashes or takeovers, and no newer
@@ -156,6 +157,9 @@ def admit(
     if row.state is State.CANCELLED:
         return Superseded(row)
     if row.state is State.LEASED:
+        if row.holder == delivery.holder:
+            # A holder is made for one delivery: this is the same acquire again, whose answer was lost.
+            return Run(row)
         if row.holder is not None and not holder_gone and row.expires > now:
             return Held(row.expires - now)
         row = _ended(row)
@@ -228,6 +232,19 @@ def decided_waiting(row: Row, *, decision: str, due_ms: int, failure: Failure) -
 def decided_dead(row: Row, *, decision: str, failure: Failure) -> Row:
     """Return the row after a permanent failure or a spent budget."""
     return replace(_after(row, State.DEAD, decision), failure=failure)
+
+
+def done(row: Row, *, result: str | None, quietly: Failure | None = None) -> Row:
+    """Return the row after success; what belonged to the way there goes, the budget's start stays."""
+    return replace(
+        row,
+        state=State.DONE,
+        holder=None,
+        expires=0.0,
+        token=row.token + 1,
+        result=result,
+        failure=quietly,
+    )
 
 
 def _after(row: Row, state: State, decision: str) -> Row:

@@ -85,12 +85,19 @@ class MariaDB(DatabaseDialect):
 
     @contextmanager
     def exclusive(self, connection: Connection, name: str) -> Iterator[None]:
-        """Hold a user lock, which MariaDB's implicit commits after DDL do not end."""
+        """Hold a user lock, which MariaDB's implicit commits after DDL do not end.
+
+        The transaction ends first: whoever has the lock next must see what was done under it.
+        """
         patience = math.ceil(dialect.LOCK_PATIENCE.total_seconds())
         if not connection.execute(select(func.get_lock(name, patience))).scalar():
             raise StoreUnavailable(f"the lock {name!r} of the database was not had within {patience} s")
         try:
             yield
+            connection.exec_driver_sql("COMMIT")
+        except BaseException:
+            connection.exec_driver_sql("ROLLBACK")
+            raise
         finally:
             connection.execute(select(func.release_lock(name)))
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from unlost.core import headers as h
+from unlost.core.headers import Origin
 from unlost.core.ids import MessageId
 from unlost.core.message import Outgoing
 from unlost.core.settlement import Admission, Row
@@ -25,7 +26,8 @@ class Attempt:
     ``row`` is the granted lease, or the recorded outcome that is repeated. ``decided`` is set once the
     attempt has ended in a retry or a letter, ``completed`` once its effect is committed, ``fenced`` when
     somebody else took the message over, ``crashed`` when the body raised what would have ended the
-    process. ``dispatched`` counts up to ``successors`` as links and the next task of a chain are confirmed.
+    process. ``in_process`` counts the attempts that the body made beyond its first. ``dispatched`` counts
+    up to ``successors`` as links and the next task of a chain are confirmed.
     ``lost`` says why the payload that the delivery refers to cannot be had.
     """
 
@@ -36,8 +38,10 @@ class Attempt:
     headers: Mapping[str, Any]
     properties: Mapping[str, Any]
     body: bytes | str
+    origin: Origin | None = None
     entered: bool = False
     crashed: bool = False
+    in_process: int = 0
     successors: int = 0
     dispatched: int = 0
     has_chord: bool = False
@@ -46,6 +50,16 @@ class Attempt:
     decided: Row | None = None
     result: Any = None
     lost: ClaimLost | None = None
+
+    @property
+    def number(self) -> int:
+        """Return the number of the present attempt in this redrive, from 1, those in process included."""
+        return self.row.generation.attempt + self.in_process
+
+    @property
+    def ended(self) -> Row:
+        """Return the granted row as the attempt ends: its generation counts the attempts in process."""
+        return replace(self.row, generation=self.row.generation._replace(attempt=self.number))
 
     @property
     def correlation_id(self) -> str:
@@ -70,3 +84,9 @@ def outgoing(
         headers=headers,
         properties={**properties, "message_id": message_id, "delivery_mode": 2},
     )
+
+
+def origin_of(delivery_info: Any, code_version: str) -> Origin:
+    """Return how a delivery came, as the broker told."""
+    info = delivery_info or {}
+    return Origin(str(info.get("exchange") or ""), str(info.get("routing_key") or ""), code_version)

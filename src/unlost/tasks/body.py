@@ -25,6 +25,7 @@ from unlost.core.retry import GiveUp, RetryPolicy, TryAgain
 from unlost.core.settlement import AlreadyDone, Resend
 from unlost.errors import LeaseLost, StoreUnavailable
 from unlost.tasks.attempt import Attempt
+from unlost.tasks.inprocess import since_start
 from unlost.tasks.patience import while_store_is_down
 from unlost.tasks.results import decode_result, encode_result
 from unlost.tasks.runtime import Runtime
@@ -196,14 +197,14 @@ def decide(runtime: Runtime, attempt: Attempt, exc: Exception, verdict: TryAgain
         due = datetime.now(UTC) + verdict.after
         failure, due_ms = failure_of(cause, "retry"), epoch_ms(due)
         attempt.decided = while_store_is_down(
-            lambda: ledger.decide_waiting(attempt.message, attempt.row, due_ms=due_ms, failure=failure),
+            lambda: ledger.decide_waiting(attempt.message, attempt.ended, due_ms=due_ms, failure=failure),
             patience,
         )
         retry: Exception = Retry(exc=cause, when=verdict.after.total_seconds())
         return retry
     letter = failure_of(cause, verdict.reason)
     attempt.decided = while_store_is_down(
-        lambda: ledger.decide_dead(attempt.message, attempt.row, failure=letter), patience
+        lambda: ledger.decide_dead(attempt.message, attempt.ended, failure=letter), patience
     )
     return cause
 
@@ -220,11 +221,12 @@ def verdict_of(policy: RetryPolicy, attempt: Attempt, exc: Exception) -> TryAgai
         return GiveUp("expired")
     if isinstance(exc, InvalidPayload):
         return GiveUp("invalid-payload")
-    since_start = timedelta(milliseconds=max(0, epoch_ms(datetime.now(UTC)) - attempt.row.started_ms))
-    number = attempt.row.generation.attempt
     try:
         return policy.decide(
-            exc, attempt=number, since_start=since_start, always=(SoftTimeLimitExceeded, StoreUnavailable)
+            exc,
+            attempt=attempt.number,
+            since_start=since_start(attempt),
+            always=(SoftTimeLimitExceeded, StoreUnavailable),
         )
     except Exception:
         # The application's own wait or stop: it would raise again, and the body must not run for that.

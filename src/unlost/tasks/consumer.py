@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,7 +19,10 @@ from unlost.core.clock import epoch_ms
 from unlost.core.envelope import problem_of_headers
 from unlost.core.headers import Failure
 from unlost.core.message import Outgoing
+from unlost.core.parking import next_park
 from unlost.errors import BrokerError, TopologyError
+from unlost.tasks.amqp import route
+from unlost.tasks.attempt import origin_of
 from unlost.tasks.check import check_topology
 from unlost.tasks.runtime import Runtime, runtime_of
 from unlost.tasks.settings import EXIT_CONFIGURATION
@@ -80,6 +83,8 @@ class ReliableConsumer(Consumer):
             problem = problem_of_headers(message.headers)
             if problem is not None:
                 return self._dead_letter(message, "malformed", problem)
+            if h.is_newer(message.headers):
+                return self._park(message, "newer-version", "written by a newer release of unlost")
             try:
                 return handle(message)
             except fatal:
@@ -99,12 +104,27 @@ class ReliableConsumer(Consumer):
         self._dead_letter(message, "malformed", "no task message")
 
     def on_unknown_task(self, _body: Any, message: Any, _exc: Exception) -> None:
-        """Dead-letter a task that this worker does not know."""
-        self._dead_letter(message, "unknown-task", f"{message.headers.get('task')} is not registered here")
+        """Park a task that this worker does not know: a newer one that does may be starting."""
+        self._park(message, "unknown-task", f"{message.headers.get('task')} is not registered here")
 
     def on_invalid_task(self, _body: Any, message: Any, exc: Exception) -> None:
         """Dead-letter a task message that contradicts itself or whose content type is not accepted."""
         self._dead_letter(message, "malformed", str(exc))
+
+    def _park(self, message: Any, reason: str, text: str) -> None:
+        """Send the raw message round the delay path; when its patience is over, dead-letter it."""
+        wait = next_park(h.parks_of(message.headers), self._runtime.settings.park)
+        if wait is None:
+            self._dead_letter(message, reason, text)
+            return
+        queue = self._queue_of(message)
+        logger.warning("a delivery on %s is parked for %s: %s", queue, wait, text)
+        due = datetime.now(UTC) + wait
+        headers = h.parked(message.headers, queue, due)
+        exchange, routing_key = route(self._runtime.topology, queue, due)
+        self._runtime.in_background(
+            self._publish_then_settle, message, raw_copy(message, exchange, routing_key, headers)
+        )
 
     def _dead_letter(self, message: Any, reason: str, text: str) -> None:
         """Publish the raw message with its reason off the main loop, then ack it on the loop."""
@@ -113,12 +133,12 @@ class ReliableConsumer(Consumer):
         letter = letter_of_raw(self._runtime, message, queue, reason, text)
         self._runtime.in_background(self._publish_then_settle, message, letter)
 
-    def _publish_then_settle(self, message: Any, letter: Outgoing) -> None:
-        """Ack when the letter is confirmed; otherwise the delivery goes back and is tried again."""
+    def _publish_then_settle(self, message: Any, copy: Outgoing) -> None:
+        """Ack when the copy is confirmed; otherwise the delivery goes back and is tried again."""
         try:
-            self._runtime.publisher.publish(letter)
+            self._runtime.publisher.publish(copy)
         except BrokerError:
-            logger.exception("a dead letter could not be published: its delivery is given back")
+            logger.exception("a letter or parked copy could not be published: its delivery is given back")
             self.call_soon_ack(message.reject_log_error, logger, self.connection_errors, True)
             return
         self.call_soon_ack(message.ack_log_error, logger, self.connection_errors)
@@ -135,17 +155,23 @@ def letter_of_raw(runtime: Runtime, message: Any, queue: str, reason: str, text:
     """Return the letter of a delivery that is no task: its body and properties as they came."""
     headers = message.headers if isinstance(message.headers, dict) else {}
     failure = Failure(reason=reason, exception=text, failed_at_ms=epoch_ms(datetime.now(UTC)))
-    generation = h.generation_of(headers)
+    origin = origin_of(message.delivery_info, runtime.settings.code_version)
+    letter = {**h.letter(headers, h.generation_of(headers), failure, origin), h.QUEUE: queue}
+    return raw_copy(message, naming.dead_letter_exchange_of(runtime.topology.name), queue, letter)
+
+
+def raw_copy(message: Any, exchange: str, routing_key: str, headers: Mapping[str, Any]) -> Outgoing:
+    """Return a delivery's message as it came, undecoded, with other headers and another destination."""
     kept = {
         name: value
         for name, value in (message.properties or {}).items()
         if name not in ("application_headers", "expiration")
     }
     return Outgoing(
-        exchange=naming.dead_letter_exchange_of(runtime.topology.name),
-        routing_key=queue,
+        exchange=exchange,
+        routing_key=routing_key,
         body=message.body,
-        headers={**h.letter(headers, generation, failure), h.QUEUE: queue},
+        headers=headers,
         properties={**kept, "delivery_mode": 2},
     )
 

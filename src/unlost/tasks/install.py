@@ -16,9 +16,11 @@ from unlost.broker.publisher import Publisher
 from unlost.claims.check import ClaimCheck
 from unlost.claims.stores import open_claims
 from unlost.config import Settings
+from unlost.core.ports import Ledger
 from unlost.core.retry import ONCE, RetryPolicy
 from unlost.errors import ConfigurationError, StoreUnavailable
-from unlost.idempotency.sql import SqlStore, UnguardedStore
+from unlost.idempotency.open import open_store
+from unlost.idempotency.sql import SqlStore
 from unlost.outbox.store import OutboxStore
 from unlost.tasks.leases import LeaseKeeper
 from unlost.tasks.runtime import Runtime, attach, has_runtime, runtime_of
@@ -80,12 +82,13 @@ def install(
 
 
 def _runtime(app: Celery, topology: Topology, settings: Settings, retries: RetryPolicy | None) -> Runtime:
-    make_store = UnguardedStore if "lease" in settings.dangerously_without else SqlStore
-    ledger = make_store(settings.store)
+    unguarded = "lease" in settings.dangerously_without
+    ledger = open_store(settings.store, lease=settings.lease, unguarded=unguarded)
     try:
         ledger.create_schema()
-        # Beside the ledger: what a unit of work publishes commits with it.
-        OutboxStore(ledger.database).create_schema()
+        if isinstance(ledger, SqlStore):
+            # Beside the ledger: what a unit of work publishes commits with it.
+            OutboxStore(ledger.database).create_schema()
     except StoreUnavailable as exc:
         raise StoreUnavailable(f"{ledger!r} cannot be opened: {exc}. Check the path and its rights.") from exc
     return Runtime(
@@ -105,10 +108,11 @@ def _runtime(app: Celery, topology: Topology, settings: Settings, retries: Retry
     )
 
 
-def _claims(settings: Settings, ledger: SqlStore) -> ClaimCheck | None:
+def _claims(settings: Settings, ledger: Ledger) -> ClaimCheck | None:
     if settings.claim_store is None:
         return None
-    store = open_claims(settings.claim_store, ledger.database)
+    database = ledger.database if isinstance(ledger, SqlStore) else None
+    store = open_claims(settings.claim_store, database)
     return ClaimCheck(store, settings.claim_above, settings.claim_retention)
 
 

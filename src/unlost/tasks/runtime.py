@@ -10,10 +10,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from celery import Celery
+from sqlalchemy import Engine
 
 from unlost.broker.publisher import Publisher
 from unlost.claims.check import ClaimCheck
 from unlost.config import Settings
+from unlost.core.ports import Ledger
 from unlost.core.retry import RetryPolicy
 from unlost.errors import ConfigurationError
 from unlost.idempotency.sql import SqlStore
@@ -23,6 +25,7 @@ from unlost.topology.model import Topology
 
 if TYPE_CHECKING:
     from unlost.tasks.attempt import Attempt
+    from unlost.tasks.publishing import Sink
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +41,7 @@ class Runtime:
 
     settings: Settings
     topology: Topology
-    ledger: SqlStore
+    ledger: Ledger
     publisher: Publisher
     retries: RetryPolicy
     leases: LeaseKeeper
@@ -48,9 +51,22 @@ class Runtime:
     attempt: ContextVar[Attempt | None] = field(
         default_factory=lambda: ContextVar("unlost_attempt", default=None)
     )
+    #: What takes the publishes of this context instead of the broker, for a while.
+    sink: ContextVar[Sink | None] = field(default_factory=lambda: ContextVar("unlost_sink", default=None))
     _helper: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(HELPERS, thread_name_prefix="unlost-settle")
     )
+
+    @property
+    def engine(self) -> Engine:
+        """Return the SQLAlchemy engine of the store: rows that commit with the done record use it.
+
+        Raises:
+            ConfigurationError: The store is no SQL database.
+        """
+        if not isinstance(self.ledger, SqlStore):
+            raise ConfigurationError(f"{self.ledger!r} has no engine: business rows need a SQL store")
+        return self.ledger.engine
 
     def in_background(self, act: Callable[..., None], *args: Any, **kwargs: Any) -> None:
         """Run what may block (publishes, store writes) for the worker's parent, off its main loop."""

@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from celery import Task
 from celery.exceptions import Retry
 from pydantic import BaseModel, ValidationError
+from tenacity import Retrying, wait_none
+from tenacity.stop import stop_base
+from tenacity.wait import wait_base
 
 from unlost.core.retry import RetryPolicy
-from unlost.errors import ConfigurationError
+from unlost.errors import ConfigurationError, RetryLater
 from unlost.tasks.attempt import Attempt
 from unlost.tasks.body import Spent, perform
+from unlost.tasks.bulk import Bulk, Progress, Renderer, publish_all, refuse_shared_id
+from unlost.tasks.inprocess import retrying, since_start
 from unlost.tasks.results import encode_result
 from unlost.tasks.runtime import Runtime, has_runtime, runtime_of
+from unlost.tasks.template import can_fill_in
 from unlost.tasks.work import UnitOfWork
 
 logger = logging.getLogger(__name__)
+
+IMMEDIATELY = wait_none()
 
 #: Attributes whose presence makes Celery 5.7 warn at bind; they mean what they say here.
 _DEPRECATED_BY_CELERY = ("queue", "priority")
@@ -32,6 +41,8 @@ class ReliableTask(Task):
         queue: The declared work queue that its messages go to.
         payload: A pydantic model; ``delay(**fields)`` or ``delay(instance)`` is validated before it is
             published, and ``run`` receives the instance.
+        secrets: Names of arguments that tools hide when they show a dead letter; fields of type
+            ``SecretStr`` are hidden anyway. Nothing is changed in the message.
         retry: A :class:`unlost.core.retry.RetryPolicy`. Without one the app's is used; without that a
             failure is dead-lettered at once. (The method ``self.retry(...)`` keeps working.)
     """
@@ -49,6 +60,7 @@ class ReliableTask(Task):
     queue: ClassVar[str | None] = None
     payload: ClassVar[type[BaseModel] | None] = None
     retry_policy: ClassVar[RetryPolicy | None] = None
+    secrets: ClassVar[tuple[str, ...]] = ()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -89,9 +101,50 @@ class ReliableTask(Task):
 
     @property
     def attempt(self) -> int:
-        """Return the number of this attempt, from 1."""
+        """Return the number of this attempt, from 1; attempts of :meth:`retrying` count."""
         current = self._current
-        return current.row.generation.attempt if current else 1
+        return current.number if current else 1
+
+    @property
+    def attempts_left(self) -> int | None:
+        """Return how many more attempts the retry policy grants, as of now; ``None`` for no bound."""
+        current = self._current
+        elapsed = since_start(current) if current else timedelta(0)
+        return self._policy.attempts_left(attempt=self.attempt, since_start=elapsed)
+
+    @property
+    def _policy(self) -> RetryPolicy:
+        return self.retry_policy or self._runtime.retries
+
+    def retry_later(self, reason: str = "", *, after: timedelta | None = None) -> RetryLater:
+        """Return what to raise to be tried again, counted, after a delay that the task knows best.
+
+        Args:
+            reason: Why, for the log and the letter.
+            after: The delay; ``None`` leaves it to the retry policy.
+        """
+        return RetryLater(reason, after=after)
+
+    def retrying(self, *, stop: stop_base, wait: wait_base = IMMEDIATELY) -> Retrying:
+        """Return tenacity's controller for immediate attempts inside ``run``, in the same budget.
+
+        ::
+
+            for attempt in self.retrying(stop=stop_after_attempt(3)):
+                with attempt:
+                    rate = ask_the_bank()
+
+        Args:
+            stop: When to stop trying in process; the policy then decides about a later delivery.
+            wait: Seconds between two attempts; the delivery is held meanwhile, so keep it short.
+
+        Raises:
+            ConfigurationError: There is no running attempt.
+        """
+        current = self._current
+        if current is None:
+            raise ConfigurationError(f"{self.name}: retrying() needs an attempt run by a worker")
+        return retrying(self._policy, current, wait=wait, stop=stop)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the body: under settlement when a worker's tracer calls, else as a plain call."""
@@ -111,21 +164,71 @@ class ReliableTask(Task):
             pydantic.ValidationError: The payload is invalid; nothing was sent.
             PublishError: See :meth:`unlost.broker.publisher.Publisher.publish`.
         """
-        runtime = self._runtime
+        runtime_of(self.app)
         if self.payload is not None:
-            args, kwargs = self._dump(args or (), kwargs or {}, in_worker=bool(runtime.attempt.get()))
+            args, kwargs = self.dump_payload(args or (), kwargs or {})
         return super().apply_async(args, kwargs, *more, **options)
 
-    def _dump(self, args: Any, kwargs: Any, *, in_worker: bool) -> tuple[Any, Any]:
+    def apply_many(
+        self,
+        items: Iterable[Any],
+        *,
+        window: int = 1000,
+        patience: timedelta | None = None,
+        progress: Progress | None = None,
+        max_problems: int = 10_000,
+        **options: Any,
+    ) -> Bulk:
+        """Publish one task for each item; returns when each is confirmed, has failed, or is unknown.
+
+        Args:
+            items: Tuples of positional arguments, mappings of keyword arguments, or payload models;
+                consumed lazily, never more than ``window`` ahead of the confirms.
+            window: How many may be unconfirmed at once; memory is bounded by them and by the problems.
+            patience: How long to go on while nothing gets through; ``publish_patience`` when not given.
+            progress: Called with the result so far, every 1,000 items and at the end.
+            max_problems: After so many no more items are taken.
+            options: As for ``apply_async``, the same for all: ``queue``, ``priority``, ``countdown``, ...
+
+        Returns:
+            How many are confirmed, and each item that failed or is unknown: an item that makes no task
+            (an invalid payload, say) is one of them and harms no other. Nothing is raised for them here;
+            ``raise_for_problems()`` does.
+
+        Raises:
+            ConfigurationError: unlost is not installed, or an option cannot be shared.
+            Exception: Whatever ``items`` raises, when all items before it are settled.
+
+        Crash safety:
+            A crash leaves up to ``window`` tasks published or not; the ones before them are.
+        """
+        runtime = self._runtime
+        refuse_shared_id(self.name, options)
+        fills_in = can_fill_in(self.app, self, ReliableTask, options)
+        render = Renderer(runtime, self, options, fills_in=fills_in)
+        return publish_all(
+            runtime,
+            render,
+            items,
+            window=window,
+            patience=patience,
+            progress=progress,
+            max_problems=max_problems,
+        )
+
+    def dump_payload(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """Return the arguments as the validated payload's fields.
 
         A link that receives a result it cannot take is not refused here: its predecessor is done, so the
         message travels and ends as a letter where an operator can see it.
+
+        Raises:
+            pydantic.ValidationError, TypeError: They make no payload, and no worker is dispatching them.
         """
         try:
             return (), self.to_payload(args, kwargs).model_dump(mode="json")
         except (ValidationError, TypeError):
-            if not in_worker:
+            if self._runtime.attempt.get() is None:
                 raise
             return args, kwargs
 

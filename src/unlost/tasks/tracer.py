@@ -40,7 +40,7 @@ from unlost.core.settlement import (
 from unlost.errors import BrokerError, ClaimLost, ConfigurationError, LeaseLost, StoreError, StoreUnavailable
 from unlost.observe.context import task_context
 from unlost.tasks.amqp import due_of, route
-from unlost.tasks.attempt import Attempt, NotYet, outgoing
+from unlost.tasks.attempt import Attempt, NotYet, origin_of, outgoing
 from unlost.tasks.body import decide, verdict_of
 from unlost.tasks.claims import redeem
 from unlost.tasks.patience import while_store_is_down
@@ -102,6 +102,7 @@ def _arrive(task: ReliableTask, runtime: Runtime, request: dict[str, Any]) -> At
         headers=headers,
         properties=properties,
         body=body,
+        origin=origin_of(request.get("delivery_info"), runtime.settings.code_version),
         successors=_successors(request),
         has_chord=bool(request.get("chord")),
     )
@@ -238,7 +239,8 @@ def _decision_message(runtime: Runtime, attempt: Attempt, decided: Row) -> Outgo
         changed = h.successor(attempt.headers, decided.generation, due)
         return outgoing(attempt, *route(runtime.topology, attempt.queue, due), changed, message_id)
     failure = decided.failure or Failure(reason="unknown")
-    changed = h.letter({**attempt.headers, h.QUEUE: attempt.queue}, decided.generation, failure)
+    named = {**attempt.headers, h.QUEUE: attempt.queue}
+    changed = h.letter(named, decided.generation, failure, attempt.origin)
     changed[h.CRASHES] = decided.crashes
     exchange = naming.dead_letter_exchange_of(runtime.topology.name)
     return outgoing(attempt, exchange, attempt.queue, changed, message_id)

@@ -8,15 +8,28 @@ anchored and escaped: ``^shop_celery_delayed_2$`` does not match level 20.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from types import MappingProxyType
 from typing import TypeVar
 
 from unlost.errors import TopologyError
 from unlost.topology import naming
+from unlost.topology.full_form import Objects
 from unlost.topology.model import Topology, WorkQueue
-from unlost.topology.objects import ApplyTo, Binding, BrokerObject, Exchange, Policy, Queue, Value
+from unlost.topology.objects import (
+    ApplyTo,
+    Binding,
+    BrokerObject,
+    Exchange,
+    OperatorPolicy,
+    Policy,
+    Queue,
+    Value,
+)
+from unlost.topology.order import in_safe_order
+from unlost.topology.unfold import routing_of, surroundings_of
 
 Version = tuple[int, int]
 
@@ -42,7 +55,9 @@ _AT_LEAST_ONCE: dict[str, Value] = {
     "overflow": "reject-publish",
 }
 
-_Kind = TypeVar("_Kind", Exchange, Queue, Binding, Policy)
+_NO_SECRETS: Mapping[str, str] = MappingProxyType({})
+
+_Kind = TypeVar("_Kind", Exchange, Queue, Binding, Policy, OperatorPolicy)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +68,11 @@ class Expanded:
         objects: In an order that is safe to apply and to stop within: an object's policy comes before it,
             and whatever it hands messages to comes before both. So no queue ever exists without its
             policy, and no dead letter is ever without a queue to go to.
+        owns: Regular expressions of the names that belong to the topology, declared or not.
     """
 
     objects: tuple[BrokerObject, ...]
+    owns: tuple[str, ...] = ()
 
     @property
     def exchanges(self) -> tuple[Exchange, ...]:
@@ -77,39 +94,57 @@ class Expanded:
         """Return the policies, in order."""
         return self._of(Policy)
 
+    @property
+    def operator_policies(self) -> tuple[OperatorPolicy, ...]:
+        """Return the operator policies, in order."""
+        return self._of(OperatorPolicy)
+
     def policy_of(self, governed: Exchange | Queue) -> Policy | None:
         """Return the policy that governs an exchange or queue; ``None`` for one that has none of ours."""
-        return next((policy for policy in self.policies if policy.governs(governed)), None)
+        matching = [policy for policy in self.policies if policy.governs(governed)]
+        return max(matching, key=lambda policy: policy.priority, default=None)
 
     def _of(self, kind: type[_Kind]) -> tuple[_Kind, ...]:
         return tuple(each for each in self.objects if isinstance(each, kind))
 
 
-def expand(topology: Topology, version: Version) -> Expanded:
+def expand(topology: Topology, version: Version, secrets: Mapping[str, str] = _NO_SECRETS) -> Expanded:
     """Return everything that must exist on a broker of the given version.
 
     Args:
         topology: What is declared.
         version: Major and minor version of RabbitMQ; newer policy keys are left out where the broker would
-            refuse them.
+            refuse them. That goes for what follows from the short form; the full form says what it says.
+        secrets: Passwords of declared users, by the environment variable that holds them.
 
     Raises:
         TopologyError: The broker is too old to dead-letter without loss.
     """
     if version < OLDEST_VERSION:
         raise TopologyError(
-            f"RabbitMQ {_dotted(version)} cannot dead-letter at least once; "
-            f"upgrade it to {_dotted(OLDEST_VERSION)} or newer (4.3 is the reference)"
+            f"RabbitMQ {dotted(version)} cannot dead-letter at least once; "
+            f"upgrade it to {dotted(OLDEST_VERSION)} or newer (4.3 is the reference)"
         )
+    objects = topology.objects or Objects()
+    application = tuple(_application(topology, version)) if topology.has_application else ()
+    routing = tuple(routing_of(objects))
     return Expanded(
         (
-            *_unroutable(topology, version),
-            *_dead_letters(topology, version),
-            *_delay_path(topology),
-            *_work_queues(topology, version),
-            *_application_exchange(topology),
-        )
+            *surroundings_of(objects, secrets),
+            *application,
+            *in_safe_order(routing, present=application),
+        ),
+        owns=topology.owns,
     )
+
+
+def _application(topology: Topology, version: Version) -> Iterator[BrokerObject]:
+    """Yield what follows from the short form."""
+    yield from _unroutable(topology, version)
+    yield from _dead_letters(topology, version)
+    yield from _delay_path(topology)
+    yield from _work_queues(topology, version)
+    yield from _application_exchange(topology)
 
 
 def _unroutable(topology: Topology, version: Version) -> Iterator[BrokerObject]:
@@ -234,5 +269,6 @@ def _policy(name: str, pattern: str, apply_to: ApplyTo, definition: dict[str, Va
     )
 
 
-def _dotted(version: Version) -> str:
+def dotted(version: Version) -> str:
+    """Return a version as people write it."""
     return ".".join(str(part) for part in version)

@@ -1,13 +1,15 @@
 """What a team declares: its application's work queues, in a few lines of YAML or Python.
 
 Everything else (dead-letter queues, policies, the delay path, the unroutable queue) follows from it; see
-:mod:`unlost.topology.expand`.
+:mod:`unlost.topology.expand`. What does not follow is declared one by one, under ``objects``; see
+:mod:`unlost.topology.full_form`.
 """
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from difflib import get_close_matches
 from pathlib import Path
@@ -18,15 +20,19 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PrivateAttr,
     ValidationError,
     ValidationInfo,
     field_validator,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from unlost.errors import TopologyError
 from unlost.topology import naming
+from unlost.topology.full_form import Objects, empty_if_none
 from unlost.topology.load import Document, problems_of, read
+from unlost.topology.schema import keys_of
 
 
 class _Value(BaseModel):
@@ -44,11 +50,13 @@ class WorkQueue(_Value):
             exceed the hard time limit of the slowest task. ``None`` sets none, which leaves the
             broker's own (30 minutes by default). RabbitMQ before 3.12 knows only its own.
         single_active_consumer: Deliver to one consumer at a time. Cannot be changed later.
+        hard_time_limit: Hard time limit of the slowest task, for ``lint`` to compare with the timeout.
     """
 
     without_store: bool = False
     consumer_timeout: timedelta | None = Field(default=timedelta(hours=1), ge=timedelta(seconds=1))
     single_active_consumer: bool = False
+    hard_time_limit: timedelta | None = Field(default=None, ge=timedelta(0))
 
 
 class Delay(_Value):
@@ -67,28 +75,33 @@ class Delay(_Value):
         return naming.longest_delay(self.levels)
 
 
-def _empty_if_none(value: object) -> object:
-    """Let ``shop.stock:`` with nothing behind it stand for a queue with every default."""
-    return {} if value is None else value
-
-
 class Topology(_Value):
-    """The queues of one application and the names of what surrounds them.
+    """The queues of one application, the names of what surrounds them, and whatever else a vhost needs.
 
     Attributes:
-        name: Prefix of the application's own exchanges and of its delay path.
+        objects: Objects declared one by one, in the full form.
+        name: Prefix of the application's own exchanges and of its delay path. It may be left out only if
+            there is no application: nothing but ``objects``.
         exchange: The topic exchange that the application publishes to; by default named like the topology.
         queues: Work queues by name.
         delay: The delay path.
+        owns: Regular expressions: exchanges, queues and policies of the vhost whose whole name matches one
+            belong to this topology, and are to be deleted when it does not declare them.
 
     Raises:
         TopologyError: On construction, if a name is unusable or two objects would share one.
     """
 
-    name: str
+    objects: Annotated[Objects | None, BeforeValidator(empty_if_none)] = None
+    name: str = Field(default="", validate_default=True)
     exchange: str = Field(default="", validate_default=True)
-    queues: Mapping[str, Annotated[WorkQueue, BeforeValidator(_empty_if_none)]]
-    delay: Annotated[Delay, BeforeValidator(_empty_if_none)] = Delay()
+    queues: Mapping[str, Annotated[WorkQueue, BeforeValidator(empty_if_none)]] = Field(
+        default_factory=dict, validate_default=True
+    )
+    delay: Annotated[Delay, BeforeValidator(empty_if_none)] = Delay()
+    owns: tuple[str, ...] = ()
+
+    _document: Document = PrivateAttr(default_factory=Document)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -104,11 +117,22 @@ class Topology(_Value):
     @classmethod
     def _of(cls, document: Document) -> Self:
         try:
-            return cls.model_validate(document.data)
+            topology = cls.model_validate(document.data)
         except ValidationError as exc:
-            raise TopologyError(problems_of(exc, document, _KEYS)) from exc
+            raise TopologyError(problems_of(exc, document, keys_of(cls))) from exc
         except TopologyError as exc:
             raise TopologyError(f"{document.path}: {exc}") from exc
+        topology._document = document
+        return topology
+
+    @property
+    def has_application(self) -> bool:
+        """Tell whether it declares an application, and not only objects."""
+        return bool(self.name)
+
+    def where(self, *location: str) -> str | None:
+        """Return ``file:line`` of what was declared at a location; ``None`` if it came from no file."""
+        return self._document.where(location) if self._document.places else None
 
     def work_queue(self, name: str) -> WorkQueue:
         """Return a declared work queue.
@@ -132,7 +156,11 @@ class Topology(_Value):
 
     @field_validator("name")
     @classmethod
-    def _check_name(cls, value: str) -> str:
+    def _check_name(cls, value: str, info: ValidationInfo) -> str:
+        if not value and info.data.get("objects") is not None:
+            return value
+        if not value and "name" not in info.data:
+            raise PydanticCustomError("missing", "Field required")
         return naming.check_exchange_name(value)
 
     @field_validator("exchange")
@@ -149,18 +177,31 @@ class Topology(_Value):
             naming.check_queue_name(name)
         return value
 
+    @field_validator("owns")
+    @classmethod
+    def _check_owns(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for pattern in value:
+            try:
+                re.compile(pattern)
+            except re.error as exc:
+                raise PydanticCustomError(
+                    "pattern", "{pattern!r} is no regular expression", {"pattern": pattern}
+                ) from exc
+        return value
+
     @model_validator(mode="after")
     def _check_no_name_twice(self) -> Self:
-        _refuse_repeated("queue", naming.queue_names(self.name, self.queues, self.delay.levels))
-        _refuse_repeated("exchange", naming.exchange_names(self.name, self.exchange, self.delay.levels))
+        if not self.name and (self.queues or self.exchange):
+            raise TopologyError("'queues' and 'exchange' belong to an application: give it a 'name'")
+        objects = self.objects or Objects()
+        queues = [*objects.queues, *self._derived(naming.queue_names, self.queues)]
+        exchanges = [*objects.exchanges, *self._derived(naming.exchange_names, self.exchange)]
+        _refuse_repeated("queue", queues)
+        _refuse_repeated("exchange", exchanges)
         return self
 
-
-_KEYS: Mapping[str, tuple[str, ...]] = {
-    "": tuple(Topology.model_fields),
-    "queues": tuple(WorkQueue.model_fields),
-    "delay": tuple(Delay.model_fields),
-}
+    def _derived(self, names: Callable[..., list[str]], declared: object) -> list[str]:
+        return names(self.name, declared, self.delay.levels) if self.name else []
 
 
 def _refuse_repeated(kind: str, names: list[str]) -> None:

@@ -1,63 +1,158 @@
-"""The difference between what a topology needs and what a broker has, as steps in a safe order."""
+"""The difference between what is declared, what is live, and what is in effect, as steps in a safe order.
+
+Pure: it reads values and returns values, so what it says can be tested without a broker.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from unlost.errors import DeclarationConflict, TopologyError
 from unlost.topology import naming
+from unlost.topology.consequences import Consequences, Risk
 from unlost.topology.expand import Expanded
 from unlost.topology.model import Topology
-from unlost.topology.objects import Binding, BrokerObject, Exchange, Policy, Queue
+from unlost.topology.objects import (
+    Binding,
+    BrokerObject,
+    Exchange,
+    OperatorPolicy,
+    Policy,
+    Queue,
+    differences,
+    identity,
+)
 
 
 class Action(StrEnum):
-    """What a step does to an object."""
+    """The class of a change."""
 
     CREATE = "create"
-    UPDATE = "update"
+    UPDATE = "update in place"
+    UNBIND = "unbind"
+    IMMUTABLE = "immutable"
+    DESTRUCTIVE = "destructive"
+    OVERRULED = "overruled"
+    UNMANAGED = "unmanaged"
+
+
+# What apply does without a flag, with one, and never.
+_FREE = frozenset({Action.CREATE, Action.UPDATE})
+_TELLS_ONLY = frozenset({Action.OVERRULED, Action.UNMANAGED})
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One change to the broker.
+    """One difference between a topology and a broker.
 
     Attributes:
-        action: Whether the object is new; only a policy can be updated.
-        object: What it will be afterwards.
+        action: Its class.
+        object: What it will be afterwards; for what is not declared, what it is.
+        before: What it is now; ``None`` if it is not there.
+        deletes: It will not be there afterwards.
+        reasons: Why, one sentence each.
+        risks: What messages it can cost, and on which queues.
     """
 
     action: Action
     object: BrokerObject
+    before: BrokerObject | None = None
+    deletes: bool = False
+    reasons: tuple[str, ...] = ()
+    risks: tuple[Risk, ...] = ()
 
     def __str__(self) -> str:
-        return f"{self.action} {self.object.kind} {self.object.key}"
+        verb = "delete" if self.deletes and self.action is not Action.UNBIND else self.action
+        return f"{verb} {self.object.kind} {self.object.key}".rstrip()
 
 
-def plan(expanded: Expanded, present: Iterable[BrokerObject]) -> tuple[Step, ...]:
-    """Return the steps from what is present to what is needed, in the order in which to take them.
+@dataclass(frozen=True, slots=True)
+class Live:
+    """What a broker has, as far as a plan needs to know.
 
-    What is present and not needed is left alone.
-
-    Raises:
-        DeclarationConflict: Exchanges or queues exist with properties that cannot be changed.
+    Attributes:
+        objects: All objects of the vhost that could be read.
+        unread: Kinds that could not be read, and why; nothing is said about them.
     """
-    by_key = {(each.kind, each.key): each for each in present if not _has_binding_arguments(each)}
-    steps, conflicts = [], []
-    for needed in expanded.objects:
-        found = by_key.get((needed.kind, needed.key))
-        if found is None:
-            steps.append(Step(Action.CREATE, needed))
-        elif found != needed:
-            if isinstance(needed, Policy):
-                steps.append(Step(Action.UPDATE, needed))
-            else:
-                conflicts.append(_conflict(needed, found))
-    if conflicts:
-        raise DeclarationConflict("; ".join(conflicts))
-    return tuple(steps)
+
+    objects: tuple[BrokerObject, ...]
+    unread: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to do about the difference between a topology and a broker.
+
+    Attributes:
+        steps: Every difference, in the order in which apply would take it; what apply never does is last.
+        unchanged: How many declared objects are there as declared.
+        unread: Kinds of which nothing could be read, and why.
+    """
+
+    steps: tuple[Step, ...]
+    unchanged: int = 0
+    unread: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def drift(self) -> tuple[Step, ...]:
+        """Return the steps that say the broker is not as declared; others' objects are no drift."""
+        return tuple(step for step in self.steps if step.action is not Action.UNMANAGED)
+
+    def of(self, *actions: Action) -> tuple[Step, ...]:
+        """Return the steps of some classes."""
+        return tuple(step for step in self.steps if step.action in actions)
+
+    def allowed(self, *, unbind: bool = False, destroy: bool = False) -> tuple[Step, ...]:
+        """Return the steps that may be taken, in order."""
+        actions = (
+            _FREE | ({Action.UNBIND} if unbind else set()) | ({Action.DESTRUCTIVE} if destroy else set())
+        )
+        return self.of(*actions)
+
+    def withheld(self, *, unbind: bool = False, destroy: bool = False) -> tuple[Step, ...]:
+        """Return the steps that need a flag which was not given."""
+        taken = self.allowed(unbind=unbind, destroy=destroy)
+        return tuple(step for step in self.of(Action.UNBIND, Action.DESTRUCTIVE) if step not in taken)
+
+    def refuse_immutable(self) -> None:
+        """Refuse the whole plan if anything in it cannot be changed where it is.
+
+        Raises:
+            DeclarationConflict: Names each such object, both sides and the way out.
+        """
+        conflicts = [_conflict(step) for step in self.of(Action.IMMUTABLE)]
+        if conflicts:
+            raise DeclarationConflict("; ".join(conflicts))
+
+
+def plan(expanded: Expanded, live: Live | Iterable[BrokerObject]) -> Plan:
+    """Return the steps from what is live to what is declared, in the order in which to take them.
+
+    Args:
+        expanded: What is declared.
+        live: What is there, or just its objects.
+    """
+    there = live if isinstance(live, Live) else Live(tuple(live))
+    present = {identity(each): each for each in there.objects}
+    changed = list(_changed(expanded, present, there.unread))
+    surplus = list(_surplus(expanded, there))
+    consequences = Consequences(
+        before=there.objects,
+        after=_afterwards(there.objects, changed, [step for step in surplus if step.deletes]),
+        wanted=expanded.objects,
+    )
+    steps = [_weighed(step, consequences) for step in (*changed, *surplus)]
+    overruled = [
+        Step(Action.OVERRULED, each, each, reasons=reasons) for each, reasons in consequences.overruled()
+    ]
+    known = {identity(each) for each in expanded.objects if each.kind not in there.unread}
+    touched = {identity(step.object) for step in changed}
+    return Plan(
+        tuple(sorted((*steps, *overruled), key=_rank)), unchanged=len(known - touched), unread=there.unread
+    )
 
 
 def refuse_other_levels(topology: Topology, expanded: Expanded, present: Iterable[BrokerObject]) -> None:
@@ -69,6 +164,8 @@ def refuse_other_levels(topology: Topology, expanded: Expanded, present: Iterabl
     Raises:
         TopologyError: A level has bindings that this topology does not declare.
     """
+    if not topology.has_application:
+        return
     levels = set(naming.delay_levels(topology.name, topology.delay.levels))
     needed = {binding.key for binding in expanded.bindings}
     stale = sorted(
@@ -84,20 +181,129 @@ def refuse_other_levels(topology: Topology, expanded: Expanded, present: Iterabl
         )
 
 
-def _has_binding_arguments(each: BrokerObject) -> bool:
-    return isinstance(each, Binding) and bool(each.arguments)
+def _rank(step: Step) -> int:
+    """Order steps: routes are added before others are taken away; a sort keeps the order within a rank."""
+    if step.action in _TELLS_ONLY:
+        return 9
+    if not step.deletes:
+        return 0
+    return {"binding": 1, "exchange": 2, "queue": 3}.get(step.object.kind, 4)
 
 
-def _conflict(needed: Exchange | Queue | Binding, found: BrokerObject) -> str:
+def _changed(
+    expanded: Expanded, present: Mapping[tuple[str, str], BrokerObject], unread: Mapping[str, str]
+) -> Iterator[Step]:
+    for needed in expanded.objects:
+        if needed.kind in unread:
+            continue
+        found = present.get(identity(needed))
+        if found is None:
+            yield Step(Action.CREATE, needed, reasons=("it is not there",))
+            continue
+        differing = differences(needed, found)
+        if differing:
+            fixed = isinstance(needed, Exchange | Queue | Binding)
+            yield Step(
+                Action.IMMUTABLE if fixed else Action.UPDATE,
+                needed,
+                found,
+                reasons=tuple(_reason(*each) for each in differing),
+            )
+
+
+def _reason(name: str, declared: object, live: object) -> str:
+    if declared is None:
+        return f"{name}: {live!r} -> not set"
+    return f"{name}: {'not set' if live is None else repr(live)} -> {declared!r}"
+
+
+def _surplus(expanded: Expanded, live: Live) -> Iterator[Step]:
+    """Yield what is there and not declared."""
+    declared = {identity(each) for each in expanded.objects}
+    kinds = {each.kind for each in expanded.objects}
+    named = _Named(expanded)
+    for each in live.objects:
+        if identity(each) in declared:
+            continue
+        if isinstance(each, Binding):
+            yield from _surplus_binding(each, named)
+        elif isinstance(each, Exchange | Queue | Policy):
+            yield from _surplus_object(each, named)
+        elif each.kind in kinds or isinstance(each, OperatorPolicy):
+            yield Step(Action.UNMANAGED, each, each, reasons=("it is not declared",))
+
+
+def _surplus_binding(each: Binding, named: _Named) -> Iterator[Step]:
+    ends = (
+        named.is_ours("exchange", each.source),
+        named.is_ours(each.destination_type, each.destination),
+    )
+    if all(ends):
+        reason = "both of its ends are declared, it is not: messages take a way that nobody declared"
+        yield Step(Action.UNBIND, each, each, deletes=True, reasons=(reason,))
+    elif any(ends):
+        yield Step(Action.UNMANAGED, each, each, reasons=("it touches a declared object",))
+
+
+def _surplus_object(each: Exchange | Queue | Policy, named: _Named) -> Iterator[Step]:
+    if named.is_owned(each.name):
+        reason = "'owns' matches its name, and it is not declared"
+        yield Step(Action.DESTRUCTIVE, each, each, deletes=True, reasons=(reason,))
+    else:
+        yield Step(Action.UNMANAGED, each, each, reasons=("it is not declared",))
+
+
+class _Named:
+    """Which names belong to a topology."""
+
+    def __init__(self, expanded: Expanded) -> None:
+        self._declared = {identity(each) for each in expanded.objects if isinstance(each, Exchange | Queue)}
+        self._owns = [re.compile(pattern) for pattern in expanded.owns]
+
+    def is_owned(self, name: str) -> bool:
+        """Tell whether ``owns`` matches a name."""
+        return any(pattern.fullmatch(name) for pattern in self._owns)
+
+    def is_ours(self, kind: str, name: str) -> bool:
+        """Tell whether an exchange or queue is declared or owned."""
+        return (kind, name) in self._declared or self.is_owned(name)
+
+
+def _afterwards(
+    before: Iterable[BrokerObject], changed: Iterable[Step], deleted: Iterable[Step]
+) -> tuple[BrokerObject, ...]:
+    """Return what is there when every step has been taken."""
+    after = {identity(each): each for each in before}
+    after |= {identity(step.object): step.object for step in changed if step.action is not Action.IMMUTABLE}
+    for step in deleted:
+        after.pop(identity(step.object), None)
+    return tuple(after.values())
+
+
+def _weighed(step: Step, consequences: Consequences) -> Step:
+    """Return a step with what it can cost; one that costs messages is destructive."""
+    if step.action in _TELLS_ONLY or step.action is Action.IMMUTABLE:
+        return step
+    risks = tuple(consequences.risks_of(step.object, deletes=step.deletes))
+    if not risks:
+        return step
+    action = step.action if step.action is Action.UNBIND else Action.DESTRUCTIVE
+    return Step(action, step.object, step.before, step.deletes, step.reasons, risks)
+
+
+def _conflict(step: Step) -> str:
+    needed, found = step.object, step.before
     differing = "; ".join(
-        f"{name} is {ours!r} in the topology but {getattr(found, name)!r} on the broker"
-        for name in needed.__dataclass_fields__
-        if (ours := getattr(needed, name)) != getattr(found, name)
+        f"{name.removeprefix('arguments.')} is {ours!r} in the topology but {theirs!r} on the broker"
+        for name, ours, theirs in differences(needed, found or needed)
     )
     return f"{needed.kind} {needed.key!r}: {differing}. {_way_out(needed)}"
 
 
-def _way_out(needed: Exchange | Queue | Binding) -> str:
+def _way_out(needed: BrokerObject) -> str:
     if isinstance(needed, Queue):
-        return "This cannot be changed: stop its consumers, drain and delete the queue, then apply again"
-    return "This cannot be changed: delete the exchange while nobody publishes to it, then apply again"
+        return (
+            "This cannot be changed in place: migrate the queue, or stop its consumers, drain and delete it, "
+            "then apply again"
+        )
+    return "This cannot be changed in place: delete it while nobody publishes to it, then apply again"

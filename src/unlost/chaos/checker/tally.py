@@ -115,12 +115,18 @@ def _doubt(queue: str, count: Op, worked_ns: int) -> Anomalous | None:
     if count.type != "ok" or not isinstance(left, int) or left < 0:
         reason = "its messages could not be counted"
     elif left:
-        reason = f"it still holds {left} messages"
+        reason = f"it still holds {left} messages{_where(count)}"
     elif count.time_ns < worked_ns:
         reason = "it was counted before the work was over"
     else:
         return None
     return Anomalous("undrained", queue, f"queue {queue}: {reason}", (count,))
+
+
+def _where(count: Op) -> str:
+    """Tell whether nobody takes the messages or somebody keeps them."""
+    ready, unacknowledged = count.extra.get("ready"), count.extra.get("unacknowledged")
+    return "" if ready is None else f" ({ready} ready, {unacknowledged} with consumers)"
 
 
 def _crashed_drains(history: History) -> list[Anomalous]:

@@ -1,0 +1,56 @@
+"""What the dead-letter commands take from a Celery app: which tasks there are, and what they take."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from unlost.deadletter.redact import ALWAYS, Redactor
+from unlost.errors import ConfigurationError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Application:
+    """The tasks of an app; without an app, nothing is known of any."""
+
+    names: Collection[str] | None = None
+    models: Mapping[str, type[BaseModel]] = field(default_factory=dict)
+    secrets: Mapping[str, frozenset[str]] = field(default_factory=dict)
+
+    def redactor(self, more: Collection[str] = ()) -> Redactor:
+        """Return what to hide, with more names for all tasks."""
+        return Redactor(names=ALWAYS | frozenset(more), by_task=self.secrets, models=self.models)
+
+
+def application(place: str | None) -> Application:
+    """Import a Celery app.
+
+    Args:
+        place: ``module:attribute``, found from the working folder; ``None`` for no app.
+
+    Raises:
+        ConfigurationError: There is no such app.
+    """
+    if place is None:
+        return Application()
+    module, _, attribute = place.partition(":")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        app: Any = getattr(import_module(module), attribute or "app")
+        app.loader.import_default_modules()
+        tasks: Mapping[str, Any] = app.tasks
+    except (ImportError, AttributeError) as exc:
+        raise ConfigurationError(
+            f"no Celery app at {place!r} ({exc}): give it as module:attribute, importable from here"
+        ) from exc
+    return Application(
+        names=frozenset(tasks),
+        models={name: task.payload for name, task in tasks.items() if getattr(task, "payload", None)},
+        secrets={name: frozenset(getattr(task, "secrets", ())) for name, task in tasks.items()},
+    )

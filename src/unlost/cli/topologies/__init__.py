@@ -1,0 +1,1 @@
+"""The commands of ``unlost topology``, one module each."""

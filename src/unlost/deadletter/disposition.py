@@ -1,0 +1,185 @@
+"""What is to become of a letter, decided without touching anything."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, Protocol
+
+from unlost.core import headers as h
+from unlost.core.clock import epoch_ms
+from unlost.core.ids import Generation, MessageId, amqp_message_id
+from unlost.core.message import Outgoing
+from unlost.core.settlement import Row, State
+from unlost.deadletter.letter import DeadLetter
+from unlost.deadletter.select import Selection
+
+#: Properties that must not travel: the first would let the broker drop the message, the second belongs to
+#: the connection of whoever published it first.
+_NOT_KEPT = ("expiration", "user_id", "cluster_id")
+
+
+class Verdict(StrEnum):
+    """What happens to a letter."""
+
+    #: It is sent on and then acked.
+    SEND = "send"
+    #: Another letter of the same message and redrive number is sent in this run: acked with it.
+    TWIN = "twin"
+    #: The journal says that it was sent already: only acked.
+    SENT_BEFORE = "sent-before"
+    #: It is not meant.
+    NOT_SELECTED = "not-selected"
+    #: Its message is done or cancelled: sending it back would do nothing.
+    DONE = "done"
+    CANCELLED = "cancelled"
+    #: It was sent back as often as it may be.
+    LIMIT = "limit"
+    #: It was sent back in this very run and died again.
+    CAME_BACK = "came-back"
+    #: Nobody knows where it came from: say ``to``.
+    NO_ORIGIN = "no-origin"
+    #: The application does not have this task: it would only die again.
+    UNKNOWN_TASK = "unknown-task"
+    #: The edited payload is not what the task takes.
+    INVALID = "invalid"
+
+
+#: Verdicts that take the letter out of the queue.
+LEAVES = frozenset({Verdict.SEND, Verdict.TWIN, Verdict.SENT_BEFORE})
+
+
+class Rows(Protocol):
+    """The ledger as far as a redrive reads it; :class:`unlost.idempotency.sql.SqlStore` is one."""
+
+    def read(self, message: MessageId) -> Row | None:
+        """Return a message's row."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Redrive:
+    """How letters are sent back.
+
+    Attributes:
+        selection: Which.
+        to: To this queue instead of the one each died in.
+        max_redrives: A letter that was sent back so often stays.
+        run_again: Also what is expired, or past the store's retention, is to run.
+        edit: Makes a new ``(args, kwargs)`` of a letter's; raises ``ValueError`` if the task would not
+            take it.
+        tasks: The names that the application has; ``None`` if they are not known.
+    """
+
+    selection: Selection = field(default_factory=Selection)
+    to: str | None = None
+    max_redrives: int = 3
+    run_again: bool = False
+    edit: Callable[[DeadLetter], bytes] | None = None
+    tasks: Collection[str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """A verdict; with ``SEND`` what to publish, and else perhaps why."""
+
+    verdict: Verdict
+    outgoing: Outgoing | None = None
+    why: str = ""
+
+
+class Seen(Protocol):
+    """What a journal knows."""
+
+    def knows(self, identity: str | None, redrives: int) -> bool:
+        """Whether a letter of this message and redrive number is safe elsewhere."""
+
+
+def decide(letter: DeadLetter, plan: Redrive, seen: Seen, rows: Rows | None, now: datetime) -> Decision:
+    """Decide what becomes of a letter; twins within a batch are the caller's to find.
+
+    Raises:
+        StoreUnavailable: The ledger cannot be read.
+    """
+    if seen.knows(letter.identity, letter.redrives):
+        # Whether it is meant or not: it was, when it was sent, and it must not be sent twice.
+        return Decision(Verdict.SENT_BEFORE)
+    if letter.redrives and seen.knows(letter.identity, letter.redrives - 1):
+        return Decision(Verdict.CAME_BACK)
+    if not plan.selection.matches(letter, now):
+        return Decision(Verdict.NOT_SELECTED)
+    if letter.redrives >= plan.max_redrives:
+        return Decision(Verdict.LIMIT, why=f"sent back {letter.redrives} times")
+    target = plan.to or letter.origin
+    if not target:
+        return Decision(Verdict.NO_ORIGIN)
+    if plan.tasks is not None and letter.task and letter.task not in plan.tasks:
+        return Decision(Verdict.UNKNOWN_TASK, why=letter.task)
+    if (ended := _ended(letter, rows)) is not None:
+        return Decision(ended)
+    try:
+        body = plan.edit(letter) if plan.edit else letter.body
+    except ValueError as exc:
+        return Decision(Verdict.INVALID, why=str(exc))
+    return Decision(Verdict.SEND, _redriven(letter, target, body, plan.run_again, now))
+
+
+def _ended(letter: DeadLetter, rows: Rows | None) -> Verdict | None:
+    """Return whether the message came to an end since; a letter that was only late is no end."""
+    if rows is None or letter.message is None:
+        return None
+    row = rows.read(letter.message)
+    if row is None:
+        return None
+    return {State.DONE: Verdict.DONE, State.CANCELLED: Verdict.CANCELLED}.get(row.state)
+
+
+def _redriven(letter: DeadLetter, target: str, body: bytes, run_again: bool, now: datetime) -> Outgoing:
+    """Return the message to publish: straight to its queue, so that nobody else bound gets a copy."""
+    headers = h.redriven(letter.headers, at_ms=epoch_ms(now), failure=letter.fingerprint, run_again=run_again)
+    properties = _kept(letter.properties)
+    if letter.message is not None:
+        generation = Generation(letter.redrives + 1, 1)
+        properties["message_id"] = amqp_message_id(letter.message, generation)
+        headers[h.QUEUE] = target
+    else:
+        # What is no task message gets none of a task's numbers.
+        headers.pop("retries", None)
+        headers.pop(h.ATTEMPT, None)
+    return Outgoing(exchange="", routing_key=target, body=body, headers=headers, properties=properties)
+
+
+def moved(letter: DeadLetter, target: str, notes: dict[str, Any]) -> Outgoing:
+    """Return a letter as it is, for another queue of letters, with notes added to its headers."""
+    headers = {
+        name: value
+        for name, value in letter.headers.items()
+        if name not in ("x-delivery-count", "x-acquired-count")
+    }
+    return Outgoing(
+        exchange="",
+        routing_key=target,
+        body=letter.body,
+        headers={**headers, **notes},
+        properties=_kept(letter.properties),
+    )
+
+
+def _kept(properties: Any) -> dict[str, Any]:
+    kept = {name: value for name, value in properties.items() if name not in _NOT_KEPT}
+    return {**kept, "delivery_mode": 2}
+
+
+def edited(letter: DeadLetter, args: list[Any], kwargs: dict[str, Any]) -> bytes:
+    """Return the body of a task message with other arguments; links and the like stay as they are.
+
+    Raises:
+        ValueError: The letter is no task message in JSON.
+    """
+    match letter.payload:
+        case [list(), dict(), *rest]:
+            return json.dumps([args, kwargs, *rest]).encode()
+        case _:
+            raise ValueError("only a JSON task message can be edited: its body is not [args, kwargs, embed]")

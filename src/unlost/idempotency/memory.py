@@ -1,0 +1,65 @@
+"""The ledger in this process's memory: for tests of task code, and for nothing else."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+from unlost.core.settlement import Row, State
+from unlost.idempotency.records import RecordStore
+
+
+class MemoryStore(RecordStore):
+    """A ledger that ends with the process, and that no other process sees.
+
+    Args:
+        clock: Seconds; for tests that turn the hands.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._rows: dict[str, Row] = {}
+        self._lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        return "MemoryStore()"
+
+    def _insert(self, message: str, row: Row, lease: timedelta) -> tuple[Row, float | None]:
+        with self._lock:
+            if message in self._rows:
+                return self._rows[message], self._clock()
+            self._rows[message] = replace(row, expires=self._clock() + lease.total_seconds())
+            return self._rows[message], None
+
+    def _replace(self, message: str, expected: Mapping[str, Any], row: Row) -> bool:
+        with self._lock:
+            present = self._rows.get(message)
+            if present is None or any(getattr(present, name) != value for name, value in expected.items()):
+                return False
+            self._rows[message] = row
+            return True
+
+    def _held_by(self, holder: str) -> tuple[str, Row] | None:
+        with self._lock:
+            held = ((message, row) for message, row in self._rows.items() if _holds(row, (holder,)))
+            return next(held, None)
+
+    def _find(self, message: str) -> Row | None:
+        with self._lock:
+            return self._rows.get(message)
+
+    def renew(self, holders: Collection[str], lease: timedelta) -> None:
+        """Extend the leases of these holders at once."""
+        with self._lock:
+            expires = self._clock() + lease.total_seconds()
+            for message, row in self._rows.items():
+                if _holds(row, holders):
+                    self._rows[message] = replace(row, expires=expires)
+
+
+def _holds(row: Row, holders: Collection[str]) -> bool:
+    return row.state is State.LEASED and row.holder in holders

@@ -1,0 +1,202 @@
+"""The ledger over stores that keep one record for each message and can compare and set it.
+
+The transitions are those of :mod:`unlost.core.settlement`, decided here and written by a compare-and-set;
+the common operations are one call of the store. Such a store has no transactions that business rows could
+join: effects happen at least once, and duplicates are suppressed by the lease and the done record.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+from unlost.core import settlement
+from unlost.core.headers import Failure
+from unlost.core.ids import Generation, MessageId
+from unlost.core.ports import Work
+from unlost.core.settlement import Admission, Delivery, Held, Limits, Resend, Row, Run, State
+from unlost.errors import ConfigurationError, LeaseLost
+from unlost.idempotency.holder import is_gone
+
+#: How often a compare-and-set that others keep overtaking is tried before the message counts as held.
+_TRIES = 10
+
+
+class RecordStore(ABC):
+    """A :class:`unlost.core.ports.Ledger` on compare-and-set; a subclass brings the four operations."""
+
+    @abstractmethod
+    def _insert(self, message: str, row: Row, lease: timedelta) -> tuple[Row, float | None]:
+        """Write the row if there is none, ``expires`` being the store's time plus the lease.
+
+        Returns:
+            The row as written and ``None``; or the row that is there, and the store's time.
+        """
+
+    @abstractmethod
+    def _replace(self, message: str, expected: Mapping[str, Any], row: Row) -> bool:
+        """Write the row if the present one has the expected values (by the names of :class:`Row`)."""
+
+    @abstractmethod
+    def _held_by(self, holder: str) -> tuple[str, Row] | None:
+        """Return the message that a holder holds, and its row."""
+
+    @abstractmethod
+    def _find(self, message: str) -> Row | None:
+        """Return a row."""
+
+    @abstractmethod
+    def renew(self, holders: Collection[str], lease: timedelta) -> None:
+        """Extend the leases of these holders at once; those that hold nothing are no matter."""
+
+    def create_schema(self) -> None:  # noqa: B027 - not all need it
+        """Do nothing: records need no tables."""
+
+    def close(self) -> None:  # noqa: B027 - not all need it
+        """Close what is open."""
+
+    def acquire(self, delivery: Delivery, *, lease: timedelta, limits: Limits) -> Admission:
+        """Admit a delivery and write what follows. A crash before the write leaves the record as it was."""
+        message = str(delivery.message)
+        first = self._admit(None, delivery, 0.0, lease, limits)
+        if not isinstance(first, Run):
+            raise TypeError(f"a message without a row must run, not {first}")
+        for _ in range(_TRIES):
+            row, now = self._insert(message, first.row, lease)
+            if now is None:
+                return Run(row)
+            admission = self._admit(row, delivery, now, lease, limits)
+            written = _written(admission)
+            if written is None or written == row or self._replace(message, _identity(row), written):
+                return admission
+        return Held(1.0)
+
+    def _admit(
+        self, row: Row | None, delivery: Delivery, now: float, lease: timedelta, limits: Limits
+    ) -> Admission:
+        return settlement.admit(
+            row,
+            delivery,
+            now=now,
+            now_ms=int(time.time() * 1000),
+            lease=lease,
+            holder_gone=row is not None and row.holder is not None and is_gone(row.holder),
+            limits=limits,
+            decision=uuid.uuid4().hex,
+        )
+
+    def complete(
+        self, message: MessageId, row: Row, result: str | None, quietly: Failure | None = None
+    ) -> None:
+        """Mark the message done; a write of ours whose answer was lost finds itself."""
+        done = settlement.done(row, result=result, quietly=quietly)
+        if not self._replace(str(message), _ours(row), done) and not _same(self.read(message), done):
+            raise _lost(message, row)
+
+    def cancel(self, message: MessageId, generation: Generation) -> bool:
+        """Mark the message cancelled, for all its copies; false when it is done already."""
+        while True:
+            row = self.read(message)
+            if row is not None and row.state is State.DONE:
+                return False
+            cancelled = settlement.cancelled(row, generation)
+            if row is not None:
+                if self._replace(str(message), _identity(row), cancelled):
+                    return True
+            elif self._insert(str(message), cancelled, timedelta(0))[1] is None:
+                return True
+
+    def decide_waiting(self, message: MessageId, row: Row, *, due_ms: int, failure: Failure) -> Row:
+        """End the attempt; the next delivery publishes the retry if this process does not get to it."""
+        decision = uuid.uuid4().hex
+        return self._decide(
+            message,
+            row,
+            settlement.decided_waiting(row, decision=decision, due_ms=due_ms, failure=failure),
+        )
+
+    def decide_dead(self, message: MessageId, row: Row, *, failure: Failure) -> Row:
+        """End the attempt for good; the next delivery publishes the letter if we do not get to it."""
+        return self._decide(
+            message, row, settlement.decided_dead(row, decision=uuid.uuid4().hex, failure=failure)
+        )
+
+    def _decide(self, message: MessageId, row: Row, decided: Row) -> Row:
+        if self._replace(str(message), _ours(row), decided):
+            return decided
+        present = self.read(message)
+        # Ours under another id, if the answer to the first try was lost.
+        if present is None or not _same(present, replace(decided, decision=present.decision)):
+            raise _lost(message, row)
+        return present
+
+    def mark_sent(self, message: MessageId, decision: str) -> bool:
+        """Note the confirmed publish of a decision, unless another decision has followed."""
+        row = self.read(message)
+        if row is None or row.decision != decision:
+            return False
+        return self._replace(str(message), _identity(row), replace(row, sent=True))
+
+    def end_crashed(self, holder: str) -> bool:
+        """Count a crash and end the lease, at once; nothing when the message is done."""
+        return self._end(holder, crashed=True)
+
+    def release(self, holder: str) -> bool:
+        """End the lease uncounted; nothing when the holder holds nothing."""
+        return self._end(holder, crashed=False)
+
+    def _end(self, holder: str, *, crashed: bool) -> bool:
+        while (held := self._held_by(holder)) is not None:
+            message, row = held
+            ended = settlement.crashed(row) if crashed else settlement.released(row)
+            # Again if a renewal came between.
+            if self._replace(message, _identity(row), ended):
+                return True
+        return False
+
+    def unit_of_work(self, message: MessageId, row: Row, encode: Any) -> AbstractContextManager[Work]:  # noqa: ARG002
+        """Refuse: there is no transaction to join.
+
+        Raises:
+            ConfigurationError: Always.
+        """
+        raise ConfigurationError(
+            f"{message.task}: unit_of_work() needs a store that shares a transaction with the business rows, "
+            f"and {self!r} does not: use a SQL store (sqlite, postgresql+psycopg, mariadb+pymysql), or "
+            "leave unit_of_work() away and make the effect idempotent with self.idempotency_token"
+        )
+
+    def read(self, message: MessageId) -> Row | None:
+        """Return a message's row."""
+        return self._find(str(message))
+
+
+def _written(admission: Admission) -> Row | None:
+    """Return the row that an admission has to write, if any."""
+    if isinstance(admission, Run) or (isinstance(admission, Resend) and admission.write):
+        return admission.row
+    return None
+
+
+def _ours(row: Row) -> dict[str, Any]:
+    return {"state": State.LEASED, "token": row.token}
+
+
+def _identity(row: Row) -> dict[str, Any]:
+    """Return what tells a row from any that another writer, a renewal too, may have put in its place."""
+    names = ("state", "token", "holder", "expires", "decision", "sent")
+    return {name: getattr(row, name) for name in names}
+
+
+def _same(present: Row | None, wanted: Row) -> bool:
+    return present is not None and replace(present, sent=False) == replace(wanted, sent=False)
+
+
+def _lost(message: MessageId, row: Row) -> LeaseLost:
+    return LeaseLost(f"{message} was taken over: token {row.token} is no longer the latest")

@@ -1,0 +1,281 @@
+"""The ledger in Redis: one hash for each message, Lua for what must not be torn apart.
+
+Acquire and complete are one round trip each on a connection that is held. The time is the server's
+(``TIME``); a lease's expiry is a field, not a TTL, so that a record never vanishes by itself: absence would
+pass for a message that nobody has seen. For the same reason the server must not evict
+(``maxmemory-policy noeviction``) and must sync its log (``appendfsync always``, or accept that the last
+second is lost with the machine).
+
+All keys carry one hash tag, ``{unlost}``, so that a script finds them on one node of a cluster.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+import weakref
+from collections.abc import Collection, Mapping
+from dataclasses import asdict
+from datetime import timedelta
+from typing import Any
+
+from unlost.core.headers import Failure
+from unlost.core.ids import Generation
+from unlost.core.settlement import Row, State
+from unlost.errors import ConfigurationError, StoreUnavailable
+from unlost.idempotency.records import RecordStore
+
+#: For a connection, and for an answer.
+PATIENCE = timedelta(seconds=5)
+
+_PREFIX = "{unlost}:"
+_HOLDERS = _PREFIX + "holders"
+
+_CLOCK = """
+local time = redis.call('TIME')
+local function after(seconds) return string.format('%.6f', time[1] + time[2] / 1000000 + seconds) end
+local function stamp() return string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000)) end
+"""
+
+# KEYS: record, holders. ARGV: lease, then field, value, ...
+_INSERT = (
+    _CLOCK
+    + """
+if redis.call('EXISTS', KEYS[1]) == 1 then return {after(0), redis.call('HGETALL', KEYS[1])} end
+local expires, fields = after(ARGV[1]), {}
+for i = 2, #ARGV do fields[#fields + 1] = ARGV[i] end
+redis.call('HSET', KEYS[1], 'expires', expires, 'updated_ms', stamp(), unpack(fields))
+local holder = redis.call('HGET', KEYS[1], 'holder')
+if holder ~= '' then redis.call('HSET', KEYS[2], holder, KEYS[1]) end
+return expires
+"""
+)
+
+# KEYS: record, holders. ARGV: number of expected fields, then field, value, ...; then the same to write.
+_REPLACE = (
+    _CLOCK
+    + """
+local expected = tonumber(ARGV[1])
+if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
+for i = 1, expected do
+  if redis.call('HGET', KEYS[1], ARGV[2 * i]) ~= ARGV[2 * i + 1] then return 0 end
+end
+local before = redis.call('HGET', KEYS[1], 'holder')
+local fields = {}
+for i = 2 * expected + 2, #ARGV do fields[#fields + 1] = ARGV[i] end
+redis.call('HSET', KEYS[1], 'updated_ms', stamp(), unpack(fields))
+local holder = redis.call('HGET', KEYS[1], 'holder')
+if before ~= holder then
+  if before ~= '' then redis.call('HDEL', KEYS[2], before) end
+  if holder ~= '' then redis.call('HSET', KEYS[2], holder, KEYS[1]) end
+end
+return 1
+"""
+)
+
+# KEYS: holders. ARGV: lease, holder, ...
+_RENEW = (
+    _CLOCK
+    + """
+local expires = after(ARGV[1])
+for i = 2, #ARGV do
+  local record = redis.call('HGET', KEYS[1], ARGV[i])
+  if record then redis.call('HSET', record, 'expires', expires) end
+end
+"""
+)
+
+# KEYS: holders. ARGV: holder.
+_HELD = """
+local record = redis.call('HGET', KEYS[1], ARGV[1])
+if not record then return false end
+return {record, redis.call('HGETALL', record)}
+"""
+
+_READ = "return redis.call('HGETALL', KEYS[1])"
+
+
+class RedisStore(RecordStore):
+    """A ledger in Redis from 6.2 on.
+
+    Args:
+        url: ``redis://...``, ``rediss://...`` or ``unix://...``.
+
+    Raises:
+        ConfigurationError: The client library is not installed, or the URL is none.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._server = _Server(url)
+
+    def __repr__(self) -> str:
+        return f"RedisStore({self._server.shown!r})"
+
+    def _insert(self, message: str, row: Row, lease: timedelta) -> tuple[Row, float | None]:
+        fields = _flat(_fields(row), without="expires")
+        answer = self._server.run(_INSERT, (_PREFIX + message, _HOLDERS), lease.total_seconds(), *fields)
+        if isinstance(answer, list):
+            now, found = answer
+            return _row(found), float(now)
+        return _row(_flat({**_fields(row), "expires": answer})), None
+
+    def _replace(self, message: str, expected: Mapping[str, Any], row: Row) -> bool:
+        want = {name: _text(value) for name, value in expected.items()}
+        arguments = (len(want), *_flat(want), *_flat(_fields(row)))
+        return bool(self._server.run(_REPLACE, (_PREFIX + message, _HOLDERS), *arguments))
+
+    def _held_by(self, holder: str) -> tuple[str, Row] | None:
+        answer = self._server.run(_HELD, (_HOLDERS,), holder)
+        if not answer:
+            return None
+        record, found = answer
+        return str(record).removeprefix(_PREFIX), _row(found)
+
+    def _find(self, message: str) -> Row | None:
+        found = self._server.run(_READ, (_PREFIX + message,))
+        return _row(found) if found else None
+
+    def renew(self, holders: Collection[str], lease: timedelta) -> None:
+        """Extend the leases of these holders at once."""
+        if holders:
+            self._server.run(_RENEW, (_HOLDERS,), lease.total_seconds(), *holders)
+
+    def close(self) -> None:
+        """Close this thread's connection."""
+        self._server.close()
+
+
+class _Server:
+    """Runs scripts, each in one round trip, on a connection that each thread holds."""
+
+    def __init__(self, url: str) -> None:
+        try:
+            import redis
+        except ModuleNotFoundError as exc:
+            raise ConfigurationError(
+                "a store in Redis needs redis, which is not installed: pip install 'unlost[redis]'"
+            ) from exc
+        self._failures: tuple[type[Exception], ...] = (redis.RedisError, OSError)
+        self._no_script = redis.exceptions.NoScriptError
+        seconds = PATIENCE.total_seconds()
+        try:
+            self._pool = redis.ConnectionPool.from_url(
+                url, socket_timeout=seconds, socket_connect_timeout=seconds, decode_responses=True
+            )
+        except ValueError as exc:
+            # Not repeated: it may hold a password.
+            raise ConfigurationError("the store is no Redis URL: use redis://HOST:PORT/NUMBER") from exc
+        self.shown = _without_password(self._pool.connection_kwargs)
+        self._held = threading.local()
+        _forget_after_fork(self)
+
+    def run(self, script: str, keys: tuple[str, ...], *arguments: Any) -> Any:
+        """Run a script.
+
+        Raises:
+            StoreUnavailable: The server cannot be reached or refused; whether the script ran is unknown.
+        """
+        try:
+            return self._run(script, keys, arguments)
+        except self._failures as exc:
+            self.close()
+            raise StoreUnavailable(f"the store failed: {exc}") from exc
+
+    def _run(self, script: str, keys: tuple[str, ...], arguments: tuple[Any, ...]) -> Any:
+        connection = getattr(self._held, "connection", None)
+        if connection is None:
+            connection = self._held.connection = self._pool.make_connection()
+            connection.connect()  # type: ignore[no-untyped-call]
+        digest = hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
+        try:
+            connection.send_command("EVALSHA", digest, len(keys), *keys, *arguments)
+            return connection.read_response()
+        except self._no_script:
+            connection.send_command("EVAL", script, len(keys), *keys, *arguments)
+            return connection.read_response()
+
+    def close(self) -> None:
+        """Drop this thread's connection; the next call makes another."""
+        connection = getattr(self._held, "connection", None)
+        self._held.connection = None
+        if connection is not None:
+            connection.disconnect()
+
+    def forget(self) -> None:
+        """Leave the parent's connections alone: a child makes its own."""
+        self._held = threading.local()
+
+
+def _without_password(place: Mapping[str, Any]) -> str:
+    where = place.get("path") or f"{place.get('host')}:{place.get('port', 6379)}"
+    return f"redis://{where}/{place.get('db') or 0}"
+
+
+def _forget_after_fork(server: _Server) -> None:
+    alive = weakref.ref(server)
+
+    def forget() -> None:
+        inherited = alive()
+        if inherited is not None:
+            inherited.forget()
+
+    os.register_at_fork(after_in_child=forget)
+
+
+def _fields(row: Row) -> dict[str, str]:
+    """Return a row as the hash's fields."""
+    redrives, attempt = row.generation
+    fields = {
+        "state": row.state,
+        "redrives": redrives,
+        "attempt": attempt,
+        "token": row.token,
+        "holder": row.holder,
+        "expires": row.expires,
+        "decision": row.decision,
+        "sent": row.sent,
+        "crashes": row.crashes,
+        "lost": row.lost,
+        "due_ms": row.due_ms,
+        "started_ms": row.started_ms,
+        "result": row.result,
+        "failure": json.dumps(asdict(row.failure)) if row.failure else None,
+    }
+    return {name: _text(value) for name, value in fields.items()}
+
+
+def _text(value: Any) -> str:
+    """Return a field's text; nothing is the empty text, and no JSON text is empty."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return str(int(value))
+    if isinstance(value, float):
+        return f"{value:.6f}"
+    return str(value)
+
+
+def _flat(fields: Mapping[str, str], without: str = "") -> list[str]:
+    return [part for name, value in fields.items() if name != without for part in (name, value)]
+
+
+def _row(flat: Any) -> Row:
+    """Return the row that HGETALL's answer holds."""
+    fields: dict[str, str] = dict(zip(flat[::2], flat[1::2], strict=True)) if isinstance(flat, list) else flat
+    return Row(
+        state=State(fields["state"]),
+        generation=Generation(int(fields["redrives"]), int(fields["attempt"])),
+        token=int(fields["token"]),
+        holder=fields["holder"] or None,
+        expires=float(fields["expires"]),
+        decision=fields["decision"] or None,
+        sent=fields["sent"] == "1",
+        crashes=int(fields["crashes"]),
+        lost=int(fields["lost"]),
+        due_ms=int(fields["due_ms"]) if fields["due_ms"] else None,
+        started_ms=int(fields["started_ms"]),
+        result=fields["result"] or None,
+        failure=Failure(**json.loads(fields["failure"])) if fields["failure"] else None,
+    )

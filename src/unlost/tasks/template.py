@@ -1,0 +1,148 @@
+"""A message made once and filled in many times: what ``apply_async`` would send, without its way there.
+
+Celery takes about 140 µs to make and send one message, most of it for what is the same in all of them. The
+first message of a bulk is made by ``apply_async`` itself; a template takes everything from it but task id,
+correlation id, time and arguments. Where anything else could differ from call to call, there is none.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import time
+import uuid
+from collections.abc import Mapping
+from struct import pack
+from typing import Any
+
+from celery import Celery, Task, signals
+from kombu.serialization import dumps
+
+from unlost.broker.frames import encode_properties
+from unlost.core import headers as h
+from unlost.core.ids import Generation, MessageId, amqp_message_id
+from unlost.core.message import Outgoing
+
+#: Options that are the same for every message of a bulk.
+_CONSTANT = frozenset(
+    {"queue", "exchange", "routing_key", "priority", "headers", "shadow", "time_limit", "soft_time_limit"}
+    | {"retry", "retry_policy", "argsrepr", "kwargsrepr", "ignore_result"}
+)
+
+#: Attributes of a task that change every message, as far as they are set.
+_VARIABLE = ("expires", "compression")
+
+
+def can_fill_in(app: Celery, task: Any, base: type[Task], options: Mapping[str, Any]) -> bool:
+    """Whether messages of this call differ in ids, times and arguments only.
+
+    Args:
+        app: The task's app.
+        task: What is published.
+        base: The class whose ``apply_async`` is ours.
+        options: What ``apply_async`` is given besides the arguments.
+    """
+    kind = type(task)
+    return (
+        set(options) <= _CONSTANT
+        and kind.apply_async is base.apply_async
+        and _is_celerys(base.__dict__["apply_async"])
+        and _is_celerys(Task.__dict__["apply_async"])
+        and _is_celerys(Celery.__dict__["send_task"])
+        and kind.shadow_name is Task.shadow_name
+        and getattr(task, "__self__", None) is None
+        and getattr(task, "_dump_pydantic_arguments", None) is None
+        and not any(getattr(task, name, None) for name in _VARIABLE)
+        and bool(options.get("ignore_result", task.ignore_result))
+        and not _differs_by_message(app)
+    )
+
+
+def _is_celerys(function: Any) -> bool:
+    """Whether a function is the one it was: tracing libraries put their own in its place."""
+    return inspect.isfunction(function) and not hasattr(function, "__wrapped__")
+
+
+def _differs_by_message(app: Celery) -> bool:
+    conf = app.conf
+    listening = (signals.before_task_publish, signals.after_task_publish, signals.task_sent)
+    return bool(
+        conf.task_routes
+        or conf.task_compression
+        or conf.task_send_sent_event
+        or conf.task_always_eager
+        or any(signal.receivers for signal in listening)
+    )
+
+
+class MessageTemplate:
+    """Fills in messages like a given one.
+
+    Args:
+        sample: A message that ``apply_async`` made.
+        new_correlation: Whether each message begins a correlation of its own.
+    """
+
+    def __init__(self, sample: Outgoing, *, new_correlation: bool) -> None:
+        self._sample = sample
+        self._embed = json.loads(sample.body)[2]
+        self._task = str(sample.headers["task"])
+        self._nesting = sample.headers.get("replaced_task_nesting") or 0
+        own = sample.headers["id"]
+        self._ids = [name for name, value in sample.headers.items() if value == own]
+        self._id_properties = [name for name, value in sample.properties.items() if value == own]
+        self._new_correlation = new_correlation
+        self._parts = self._encode()
+
+    def fill(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Outgoing:
+        """Return a message with these arguments and ids of its own.
+
+        Raises:
+            kombu.exceptions.EncodeError: JSON has no form for an argument.
+        """
+        task_id = str(uuid.uuid4())
+        correlation = uuid.uuid4().hex if self._new_correlation else ""
+        now = int(time.time() * 1000)
+        _, _, body = dumps((args, kwargs, self._embed), serializer="json")
+        message = self._filled(body, task_id, correlation, now)
+        values = {_ID: task_id.encode(), _CORRELATION: correlation.encode(), _NOW: pack(">q", now)}
+        parts = self._parts
+        return message.with_encoded(
+            b"".join([values[part] if isinstance(part, int) else part for part in parts])
+        )
+
+    def _filled(self, body: bytes | str, task_id: str, correlation: str, now: int) -> Outgoing:
+        sample = self._sample
+        headers = {**sample.headers, h.FIRST_PUBLISHED: now}
+        for name in self._ids:
+            headers[name] = task_id
+        if correlation:
+            headers[h.CORRELATION_ID] = correlation
+        properties = {**sample.properties}
+        for name in self._id_properties:
+            properties[name] = task_id
+        identity = MessageId(self._task, task_id, self._nesting)
+        properties["message_id"] = amqp_message_id(identity, Generation(0, 1))
+        return Outgoing(
+            exchange=sample.exchange,
+            routing_key=sample.routing_key,
+            body=body,
+            headers=headers,
+            properties=properties,
+        )
+
+    def _encode(self) -> list[bytes | int]:
+        """Encode a message of unmistakable values, and cut it where they stand."""
+        task_id, correlation = str(uuid.uuid4()), uuid.uuid4().hex
+        # As long as any time to come: more than 32 bits make AMQP's "L".
+        now = (1 << 62) | (uuid.uuid4().int >> 68)
+        encoded = encode_properties(
+            self._filled(self._sample.body, task_id, correlation if self._new_correlation else "", now)
+        )
+        marks = {task_id.encode(): _ID, correlation.encode(): _CORRELATION, pack(">q", now): _NOW}
+        pattern = b"(" + b"|".join(re.escape(mark) for mark in marks) + b")"
+        return [marks.get(part, part) for part in re.split(pattern, encoded) if part]
+
+
+_ID, _CORRELATION, _NOW = range(3)
