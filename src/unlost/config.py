@@ -25,6 +25,7 @@ _DURATIONS = (
     "settle_patience",
     "lease",
     "hold",
+    "claim_retention",
     "park",
 )
 
@@ -47,6 +48,10 @@ class Settings(BaseModel):
         park: How long a message waits in all for a worker that knows its task or its version.
         max_crashes: Crashes after which a message is poison.
         max_lost: Takeovers after which a message is poison.
+        claim_store: URL of the store for large payloads (``file:///FOLDER``, a database, ``s3://...``);
+            without one they travel in their messages.
+        claim_above: Bodies of more bytes than this go to the claim store.
+        claim_retention: How long a payload is kept at least, from when its message may run.
         code_version: Version of the application's code, a commit for instance; dead letters carry it.
         topology_check: ``refuse`` lets no worker start on a topology that is missing; ``warn`` does.
         dangerously_without: Guarantees to switch off, for the runs that prove that each is needed.
@@ -66,6 +71,9 @@ class Settings(BaseModel):
     park: timedelta = timedelta(hours=1)
     max_crashes: int = 3
     max_lost: int = 20
+    claim_store: str | None = None
+    claim_above: int = Field(default=64 * 1024, ge=0)
+    claim_retention: timedelta = timedelta(days=30)
     code_version: str = ""
     topology_check: Literal["refuse", "warn"] = "refuse"
     dangerously_without: frozenset[Guarantee] = frozenset()

@@ -17,6 +17,7 @@
     │       └── PublishErrors   some of many messages; names each
     ├── StoreError              the store of ledger and effects
     │   ├── StoreUnavailable    it cannot be reached or is locked for too long
+    │   ├── ClaimLost           a payload that a message refers to is gone or damaged
     │   └── LeaseLost           somebody else holds the message now; nothing of ours was written
     ├── DeadLetterError         dead letters cannot be read or sent on as asked; none was lost
     │   ├── QueueMissing        the queue is not there, or vanished meanwhile
@@ -119,6 +120,10 @@ class StoreError(UnlostError):
 
 class StoreUnavailable(StoreError):
     """The store cannot be reached, or stayed locked for longer than the patience."""
+
+
+class ClaimLost(StoreError):
+    """The payload that a message refers to is gone from its store, or is not what was stored."""
 
 
 class LeaseLost(StoreError):

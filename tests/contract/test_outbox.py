@@ -168,6 +168,15 @@ def test_rows_of_a_key_are_not_claimed_while_an_earlier_one_is_held(outbox: Outb
     assert ids(outbox.claim("two", 10, LEASE)) == ["m3", "m4"]
 
 
+def test_a_long_key_that_waits_leaves_room_for_others(outbox: OutboxStore) -> None:
+    """More waiting rows of one key than a batch holds do not keep a later row of no key from being claimed."""
+    commit(outbox, 1, key="a")
+    outbox.claim("one", 10, LEASE)
+    commit(outbox, *range(2, 10), key="a")
+    commit(outbox, 10)
+    assert ids(outbox.claim("two", 3, LEASE)) == ["m10"]
+
+
 def test_a_claim_takes_nothing_behind_a_row_that_another_claim_is_locking(served: OutboxStore) -> None:
     """Two claims at the same moment: the one that skips a key's locked first row takes none of the key."""
     commit(served, 1, key="a")

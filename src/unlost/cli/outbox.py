@@ -15,6 +15,8 @@ import click
 from kombu import Connection
 
 from unlost.broker.publisher import Publisher
+from unlost.claims.check import ClaimCheck
+from unlost.claims.stores import open_claims
 from unlost.cli.errors import Exit, reports_errors
 from unlost.database.database import Database
 from unlost.outbox.relay import Options, Relay, sending
@@ -107,10 +109,37 @@ def init_command(store: str, yes: bool, as_json: bool) -> None:
 @_duration("--lease", _DEFAULTS.lease, "How long claimed rows are this relay's.")
 @_duration("--poll", _DEFAULTS.poll, "How often to look where nobody tells of a commit.")
 @_duration("--retention", _DEFAULTS.retention, "How long delivered rows are kept.")
+@click.option(
+    "--claim-store",
+    envvar="UNLOST_CLAIM_STORE",
+    show_envvar=True,
+    metavar="URL",
+    help="Where large payloads go; as the workers have it. Without it they travel in their messages.",
+)
+@click.option(
+    "--claim-above",
+    type=click.IntRange(min=0),
+    envvar="UNLOST_CLAIM_ABOVE",
+    show_envvar=True,
+    default=64 * 1024,
+    show_default=True,
+    help="Bytes above which a payload goes to the claim store.",
+)
+@_duration("--claim-retention", timedelta(days=30), "How long a payload is kept at least.")
 @click.option("--once", is_flag=True, help="Publish what is there now, and end.")
 @_as_json
 @reports_errors
-def relay_command(store: str, broker: str, window: int, once: bool, as_json: bool, **options: Any) -> None:
+def relay_command(
+    store: str,
+    broker: str,
+    window: int,
+    claim_store: str | None,
+    claim_above: int,
+    claim_retention: timedelta,
+    once: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Publish what is in the outbox, until SIGTERM or SIGINT.
 
     Any number of relays may run on one database, on any hosts. Like a worker it is a service: there is no dry
@@ -121,7 +150,11 @@ def relay_command(store: str, broker: str, window: int, once: bool, as_json: boo
     publisher = Publisher(
         Connection(broker), patience=PATIENCE, connect_patience=PATIENCE, confirm_timeout=PATIENCE
     )
-    relay = Relay(opened, sending(publisher, window), wakeup_for(opened.engine), Options(**options))
+    check_in = None
+    if claim_store is not None:
+        check_in = ClaimCheck(open_claims(claim_store), claim_above, claim_retention).check_in
+    send = sending(publisher, window, check_in)
+    relay = Relay(opened, send, wakeup_for(opened.engine), Options(**options))
     stop = _stopped_by_signals()
     try:
         opened.status()  # A database that is wrong or not prepared is an error now, not a line in a log.

@@ -28,6 +28,8 @@ EXPIRES = "x-unlost-expires"
 BUDGET_START = "x-unlost-budget-start"
 CRASHES = "x-unlost-crashes"
 HOLDS = "x-unlost-holds"
+#: The body is a reference to a payload in a claim store.
+CLAIM = "x-unlost-claim"
 PARKS = "x-unlost-parks"
 #: Put into a request by the parent for the child; never on the wire.
 HOLDER = "x-unlost-holder"

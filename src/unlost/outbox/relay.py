@@ -50,11 +50,20 @@ class BulkPublisher(Protocol):
         """Publish with so many confirms in flight; yield each message's outcome, in order."""
 
 
-def sending(publisher: BulkPublisher, window: int = 200) -> Send:
-    """Return what a relay publishes with."""
+def sending(
+    publisher: BulkPublisher, window: int = 200, check_in: Callable[[Outgoing], Outgoing] | None = None
+) -> Send:
+    """Return what a relay publishes with.
+
+    Args:
+        publisher: Confirms what it publishes.
+        window: How many confirms are in flight.
+        check_in: Puts a large payload into a claim store; raises StoreUnavailable when it cannot.
+    """
 
     def send(messages: Sequence[Outgoing]) -> list[BrokerError | None]:
-        return [published.error for published in publisher.publish_many(messages, window=window)]
+        ready = messages if check_in is None else [check_in(message) for message in messages]
+        return [published.error for published in publisher.publish_many(ready, window=window)]
 
     return send
 

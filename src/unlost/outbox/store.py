@@ -14,18 +14,23 @@ from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import (
+    BigInteger,
     Connection,
     Integer,
     and_,
+    any_,
     bindparam,
     case,
     delete,
     func,
+    literal,
     not_,
     or_,
     select,
     update,
 )
+from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.sql.dml import Update
 from sqlalchemy.sql.elements import ColumnElement
 
 from unlost.database.database import Database
@@ -109,7 +114,7 @@ class OutboxStore:
             locked = [to_entry(row) for row in connection.execute(_CANDIDATES, {"batch": limit})]
             entries = in_order(locked, _missing(connection, locked))
             if entries:
-                leased = update(outbox).where(outbox.c.id.in_([each.id for each in entries]))
+                leased = update(outbox).where(_among(connection, [each.id for each in entries]))
                 until = now_ms() + _milliseconds(lease)
                 values = {"token": outbox.c.token + 1, "holder": holder, "available_ms": until}
                 connection.execute(leased.values(values))
@@ -132,7 +137,8 @@ class OutboxStore:
         """Give leased rows back unpublished, for any relay to claim at once."""
         with self._transaction() as connection:
             for token, ids in _by_token(entries).items():
-                connection.execute(_held(token, ids).values(holder=None, available_ms=0))
+                held = _held(connection, token, ids)
+                connection.execute(held.values(holder=None, available_ms=0))
 
     def purge(self, retention: timedelta) -> int:
         """Delete rows that were delivered longer ago than ``retention``; return how many."""
@@ -145,7 +151,7 @@ class OutboxStore:
             with self._transaction() as connection:
                 # Two statements: MariaDB has no LIMIT in such a subquery.
                 ids = list(connection.scalars(old.limit(PURGE_BATCH)))
-                connection.execute(delete(outbox).where(outbox.c.id.in_(ids)))
+                connection.execute(delete(outbox).where(_among(connection, ids)))
             deleted += len(ids)
             if len(ids) < PURGE_BATCH:
                 return deleted
@@ -234,7 +240,7 @@ def _missing(connection: Connection, locked: Sequence[Entry]) -> dict[str, int]:
         .where(
             outbox.c.ordering_key.in_(names),
             outbox.c.state == State.PENDING.value,
-            outbox.c.id.not_in([each.id for each in locked]),
+            not_(_among(connection, [each.id for each in locked])),
         )
         .group_by(outbox.c.ordering_key)
     )
@@ -245,7 +251,7 @@ def _mark(connection: Connection, delivered: Sequence[Entry]) -> int:
     """Mark rows delivered; one statement for all that were claimed equally often, nearly always all."""
     values = {"state": State.DELIVERED.value, "delivered_ms": now_ms(), "holder": None, "reason": None}
     return sum(
-        connection.execute(_held(token, ids).values(values)).rowcount
+        connection.execute(_held(connection, token, ids).values(values)).rowcount
         for token, ids in _by_token(delivered).items()
     )
 
@@ -257,13 +263,20 @@ def _write(connection: Connection, entry: Entry, verdict: Again | Park) -> int:
         values["failures"] = entry.failures + verdict.counted
     else:
         values |= {"state": State.PARKED.value, "failures": entry.failures + 1}
-    return connection.execute(_held(entry.token, [entry.id]).values(values)).rowcount
+    return connection.execute(_held(connection, entry.token, [entry.id]).values(values)).rowcount
 
 
-def _held(token: int, ids: Collection[int]) -> Any:
+def _held(connection: Connection, token: int, ids: Sequence[int]) -> Update:
     return update(outbox).where(
-        outbox.c.token == token, outbox.c.state == State.PENDING.value, outbox.c.id.in_(ids)
+        outbox.c.token == token, outbox.c.state == State.PENDING.value, _among(connection, ids)
     )
+
+
+def _among(connection: Connection, ids: Sequence[int]) -> ColumnElement[bool]:
+    """Return ``id IN (...)``; for PostgreSQL as one array, which costs a tenth for a thousand ids."""
+    if connection.dialect.name == "postgresql":
+        return outbox.c.id == any_(literal(list(ids), ARRAY(BigInteger)))
+    return outbox.c.id.in_(ids)
 
 
 def _by_token(entries: Sequence[Entry]) -> dict[int, list[int]]:

@@ -39,8 +39,11 @@ _MEMBERS = ("tasks", "header", "body")
 class ConfirmingProducer(Producer):
     """A kombu producer whose mandatory publishes are confirmed; rendering is kombu's."""
 
-    def __init__(self, *args: Any, runtime: Runtime, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, runtime: Runtime, ready: Callable[[Outgoing], Outgoing], **kwargs: Any
+    ) -> None:
         self._runtime = runtime
+        self._ready = ready
         super().__init__(*args, **kwargs)
 
     def _publish(
@@ -75,18 +78,19 @@ class ConfirmingProducer(Producer):
                 "content_encoding": content_encoding,
             },
         )
-        guard(message, self._runtime.settings)
+        if self._runtime.outbox.is_taking and self._runtime.claims is None:
+            guard(message, self._runtime.settings)
         if self._runtime.outbox.takes(message):
             return
         attempt = self._runtime.attempt.get()
         settling = attempt is not None and attempt.completed
         sink = self._runtime.sink.get()
         if sink is not None and sink.takes(settling=settling):
-            sink.put(message)
+            sink.put(self._ready(message) if sink.publishes else message)
             return
         # A successor of what is done: there is nothing better to do than to go on trying.
         self._runtime.publisher.publish(
-            message, patience=self._runtime.settings.settle_patience if settling else None
+            self._ready(message), patience=self._runtime.settings.settle_patience if settling else None
         )
 
 
@@ -132,7 +136,23 @@ class ReliableAMQP(AMQP):
     @property
     def Producer(self) -> Any:  # noqa: N802 - Celery's name
         """Return the producer class that beat and explicit connections use."""
-        return partial(ConfirmingProducer, runtime=self._runtime)
+        return partial(ConfirmingProducer, runtime=self._runtime, ready=self.ready)
+
+    def ready(self, message: Outgoing) -> Outgoing:
+        """Return a rendered message as it goes to the broker: a large payload is put into the claim store.
+
+        A task that is known to be a plain one of Celery keeps its payload: its workers could not fetch it.
+
+        Raises:
+            InvalidMessage: What would travel is larger than the broker takes; nothing was sent.
+            StoreUnavailable: The payload could not be stored; nothing was sent.
+        """
+        claims = self._runtime.claims
+        known = self.app.tasks.get(message.headers.get("task"))
+        if claims is not None and (known is None or getattr(known, "redeems_claims", False)):
+            message = claims.check_in(message)
+        guard(message, self._runtime.settings)
+        return message
 
     @property
     def producer_pool(self) -> Any:

@@ -11,6 +11,7 @@ from unlost.core.headers import Origin
 from unlost.core.ids import MessageId
 from unlost.core.message import Outgoing
 from unlost.core.settlement import Admission, Row
+from unlost.errors import ClaimLost
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,7 @@ class Attempt:
     somebody else took the message over, ``crashed`` when the body raised what would have ended the
     process. ``in_process`` counts the attempts that the body made beyond its first. ``dispatched`` counts
     up to ``successors`` as links and the next task of a chain are confirmed.
+    ``lost`` says why the payload that the delivery refers to cannot be had.
     """
 
     message: MessageId
@@ -47,6 +49,7 @@ class Attempt:
     fenced: bool = False
     decided: Row | None = None
     result: Any = None
+    lost: ClaimLost | None = None
 
     @property
     def number(self) -> int:

@@ -17,9 +17,8 @@ from unlost.broker.window import Published
 from unlost.core import headers as h
 from unlost.core.message import Outgoing
 from unlost.core.outcome import Outcome
-from unlost.errors import ConfigurationError, PublishError
+from unlost.errors import ConfigurationError, PublishError, StoreUnavailable
 from unlost.observe.context import current_correlation_id
-from unlost.tasks.payload import guard
 from unlost.tasks.publishing import captured
 from unlost.tasks.runtime import Runtime
 from unlost.tasks.template import MessageTemplate
@@ -27,7 +26,7 @@ from unlost.tasks.template import MessageTemplate
 logger = logging.getLogger(__name__)
 
 #: What is wrong with one item and harms no other.
-_REFUSALS = (TypeError, ValueError, EncodeError, PublishError)
+_REFUSALS = (TypeError, ValueError, EncodeError, PublishError, StoreUnavailable)
 
 PROGRESS_EVERY = 1000
 
@@ -141,18 +140,18 @@ class Renderer:
             TypeError, ValueError: The item makes no call of the task.
             EncodeError: JSON has no form for an argument.
             InvalidMessage: It is too large.
+            StoreUnavailable: Its payload could not be stored.
         """
         args, kwargs = _call_of(item)
         if self._template is not None:
             args, kwargs = self._checked(args, kwargs)
-            message = self._template.fill(args, kwargs)
-            guard(message, self._runtime.settings)
-            return [message]
+            return [self._task.app.amqp.ready(self._template.fill(args, kwargs))]
         with captured(self._runtime) as sink:
             self._task.apply_async(args, kwargs, **self._options)
         if self._fills_in and len(sink.messages) == 1:
             self._template = MessageTemplate(sink.messages[0], new_correlation=self._new_correlation)
-        return sink.messages
+        # Behind the template: a claim belongs to one message.
+        return [self._task.app.amqp.ready(each) for each in sink.messages]
 
     def _checked(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
         """Do what ``apply_async`` does with arguments before it makes a message of them."""

@@ -13,7 +13,10 @@ from celery.signals import worker_init
 
 from unlost import config
 from unlost.broker.publisher import Publisher
+from unlost.claims.check import ClaimCheck
+from unlost.claims.stores import open_claims
 from unlost.config import Settings
+from unlost.core.ports import Ledger
 from unlost.core.retry import ONCE, RetryPolicy
 from unlost.errors import ConfigurationError, StoreUnavailable
 from unlost.idempotency.open import open_store
@@ -101,7 +104,16 @@ def _runtime(app: Celery, topology: Topology, settings: Settings, retries: Retry
         ),
         retries=retries or RetryPolicy(stop=ONCE),
         leases=LeaseKeeper(ledger, settings.lease),
+        claims=_claims(settings, ledger),
     )
+
+
+def _claims(settings: Settings, ledger: Ledger) -> ClaimCheck | None:
+    if settings.claim_store is None:
+        return None
+    database = ledger.database if isinstance(ledger, SqlStore) else None
+    store = open_claims(settings.claim_store, database)
+    return ClaimCheck(store, settings.claim_above, settings.claim_retention)
 
 
 def _use_our_amqp(app: Celery) -> None:

@@ -57,13 +57,14 @@ class TaskOutbox:
                 "task_always_eager would run the task now, before the transaction commits: switch it off, or "
                 "call the task directly where it shall run at once"
             )
-        with self._taking() as taken:
+        with self.taking() as taken:
             result = called.apply_async(args, kwargs, **options)
         write(place, taken, ordering_key)
         return result
 
     @contextmanager
-    def _taking(self) -> Iterator[list[Outgoing]]:
+    def taking(self) -> Iterator[list[Outgoing]]:
+        """Collect what is published inside the block, in this context, instead of sending it."""
         taken: list[Outgoing] = []
         token = self._taken.set(taken)
         try:

@@ -24,6 +24,9 @@ logger = logging.getLogger(__name__)
 class Sink(Protocol):
     """Takes the messages that would be published at once, while it is open in this thread."""
 
+    #: Whether it publishes what it takes; otherwise it wants messages as they are rendered.
+    publishes: bool
+
     def takes(self, *, settling: bool) -> bool:
         """Whether it is open for this thread, and for what follows from a task that is done."""
 
@@ -45,6 +48,8 @@ class _Owned:
 class Captured(_Owned):
     """Keeps what would be published instead of publishing it."""
 
+    publishes = False
+
     def __init__(self) -> None:
         super().__init__()
         self.messages: list[Outgoing] = []
@@ -64,6 +69,8 @@ class Captured(_Owned):
 
 class Publishing(_Owned):
     """An open block of :func:`publishing`: what has been confirmed, and what has not."""
+
+    publishes = True
 
     def __init__(self, window: Window) -> None:
         super().__init__()

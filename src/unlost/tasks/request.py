@@ -58,6 +58,10 @@ class ReliableRequest(Request):
 
     def __init__(self, message: Any, **options: Any) -> None:
         _translate_foreign_times(message, options)
+        has_claim = h.CLAIM in message.headers
+        if has_claim:
+            # The payload is fetched where it is used: never on the worker's main loop.
+            options |= {"body": [[], {}, {}], "decoded": True}
         super().__init__(message, **options)
         problem = problem_of_body(self._payload)
         if problem is not None:
@@ -66,7 +70,7 @@ class ReliableRequest(Request):
         self.holder = make_holder()
         self._request_dict[h.HOLDER] = self.holder
         # The same object as the body that goes to the pool: pickle sends it once.
-        self._request_dict[h.RAW_BODY] = self._body
+        self._request_dict[h.RAW_BODY] = message.body if has_claim else self._body
 
     def on_accepted(self, pid: int, time_accepted: float) -> None:
         """Renew the delivery's lease from now on."""

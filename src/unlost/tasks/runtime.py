@@ -13,6 +13,7 @@ from celery import Celery
 from sqlalchemy import Engine
 
 from unlost.broker.publisher import Publisher
+from unlost.claims.check import ClaimCheck
 from unlost.config import Settings
 from unlost.core.ports import Ledger
 from unlost.core.retry import RetryPolicy
@@ -44,6 +45,7 @@ class Runtime:
     publisher: Publisher
     retries: RetryPolicy
     leases: LeaseKeeper
+    claims: ClaimCheck | None = None
     outbox: TaskOutbox = field(default_factory=TaskOutbox)
     #: The attempt whose body runs in this context.
     attempt: ContextVar[Attempt | None] = field(

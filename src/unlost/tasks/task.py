@@ -54,6 +54,9 @@ class ReliableTask(Task):
     acks_on_failure = False
     reject_on_worker_lost = True
 
+    #: What its workers can do, for those who publish to it.
+    redeems_claims: ClassVar[bool] = True
+
     queue: ClassVar[str | None] = None
     payload: ClassVar[type[BaseModel] | None] = None
     retry_policy: ClassVar[RetryPolicy | None] = None

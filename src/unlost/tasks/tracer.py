@@ -25,6 +25,7 @@ from unlost.core.clock import from_epoch_ms
 from unlost.core.headers import Failure
 from unlost.core.ids import amqp_message_id
 from unlost.core.message import Outgoing
+from unlost.core.retry import GiveUp
 from unlost.core.settlement import (
     Admission,
     AlreadyDone,
@@ -36,11 +37,12 @@ from unlost.core.settlement import (
     State,
     Superseded,
 )
-from unlost.errors import BrokerError, ConfigurationError, LeaseLost, StoreError, StoreUnavailable
+from unlost.errors import BrokerError, ClaimLost, ConfigurationError, LeaseLost, StoreError, StoreUnavailable
 from unlost.observe.context import task_context
 from unlost.tasks.amqp import due_of, route
 from unlost.tasks.attempt import Attempt, NotYet, origin_of, outgoing
 from unlost.tasks.body import decide, verdict_of
+from unlost.tasks.claims import redeem
 from unlost.tasks.patience import while_store_is_down
 from unlost.tasks.runtime import Runtime
 from unlost.tasks.task import ReliableTask
@@ -62,9 +64,16 @@ def wrap(task: ReliableTask, runtime: Runtime, trace: Tracer) -> Tracer:
 
     def settle(task_id: str, args: Any, kwargs: Any, request: dict[str, Any] | None = None) -> Any:
         request = request if request is not None else {}
+        lost: ClaimLost | None = None
+        if h.CLAIM in request and h.RAW_BODY in request:
+            try:
+                args, kwargs = redeem(runtime, request)
+            except ClaimLost as exc:
+                lost = exc
         attempt = _arrive(task, runtime, request)
         if attempt is None:
             return trace(task_id, args, kwargs, request)
+        attempt.lost = lost
         correlation = attempt.correlation_id
         with task_context(attempt.message, attempt.row.generation, attempt.queue, correlation):
             return _settle(task, runtime, attempt, lambda: trace(task_id, args, kwargs, request))
@@ -138,6 +147,8 @@ def _settle(task: ReliableTask, runtime: Runtime, attempt: Attempt, trace: Calla
         attempt.decided = admission.row
         if admission.row.state is State.WAITING:
             return _publish_decision(runtime, attempt, _ignored("retry published again"))
+    if attempt.lost is not None:
+        return _without_payload(runtime, attempt, attempt.lost)
     token = runtime.attempt.set(attempt)
     try:
         traced = trace()
@@ -148,6 +159,21 @@ def _settle(task: ReliableTask, runtime: Runtime, attempt: Attempt, trace: Calla
     finally:
         runtime.attempt.reset(token)
     return _after_trace(task, runtime, attempt, traced)
+
+
+def _without_payload(runtime: Runtime, attempt: Attempt, lost: ClaimLost) -> Any:
+    """End an attempt whose payload is gone: a letter; once done, only its successors are missing."""
+    logger.error("%s: %s", attempt.message, lost)
+    if isinstance(attempt.admission, AlreadyDone):
+        return _hold(runtime, attempt, runtime.settings.hold)
+    if attempt.decided is None:
+        try:
+            decide(runtime, attempt, lost, GiveUp("payload-lost"))
+        except LeaseLost:
+            return _hold(runtime, attempt, runtime.settings.lease)
+        except StoreError as why:
+            return _given_back(f"nothing could be decided: {why}")
+    return _publish_decision(runtime, attempt, _trace_of(lost, states.FAILURE))
 
 
 def _after_trace(task: ReliableTask, runtime: Runtime, attempt: Attempt, traced: Any) -> Any:

@@ -1,0 +1,1 @@
+"""Where large payloads are kept while their messages travel: stores, the check-in, the sweep."""
