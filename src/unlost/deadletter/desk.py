@@ -7,9 +7,10 @@ The command line is a thin face on it. Nothing here changes anything but :meth:`
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -427,4 +428,7 @@ def _confirmed(publisher: Publisher) -> Act:
 
 
 def _figures(report: Report) -> dict[str, Any]:
-    return {name: value for name, value in asdict(report).items() if value}
+    found = {each.name: getattr(report, each.name) for each in fields(report)}
+    return {
+        name: dict(value) if isinstance(value, Counter) else value for name, value in found.items() if value
+    }

@@ -170,6 +170,10 @@ class Hold:
         Errors are not raised: without a connection the broker takes the letters back by itself.
         """
         with suppress(*_LOST):
+            # All first: what one gives back would go straight to another that still consumes.
+            for pane in self._panes:
+                pane.channel.callbacks[pane.consumer] = _ignore
+                pane.channel.basic_cancel(pane.consumer)
             for pane in self._panes:
                 self._give_back(pane)
             self._connection.close()
@@ -177,8 +181,6 @@ class Hold:
             self._connection.collect()
 
     def _give_back(self, pane: Pane) -> None:
-        pane.channel.callbacks[pane.consumer] = _ignore
-        pane.channel.basic_cancel(pane.consumer)
         # What was sent ahead and never looked at goes back as well: tag 0 is "all of them".
         pane.channel.send_method(amqp.spec.Basic.Nack, "Lbb", (0, True, True))
         # An answer from the queue itself: what was given back lies there before the next window follows.
