@@ -31,6 +31,7 @@ from kombu import Connection
 
 from unlost.broker.connection import open_connection, where
 from unlost.deadletter.letter import DeadLetter
+from unlost.deadletter.readahead import ReadAhead
 from unlost.errors import AccessRefused, BrokerUnavailable, DeadLetterError, QueueMissing
 
 #: Letters of one channel. The broker sends so many ahead, so this times their size is in its buffers; and
@@ -110,6 +111,7 @@ class Hold:
         self._panes: list[Pane] = []
         self._cancelled = False
         self._connection = open_connection(source, connect_timeout=timedelta(seconds=5), patience=patience)
+        self._ahead = ReadAhead(self._connection)
         with self._closing_on_error(), self._translated():
             self._aside = self._connection.channel()
             self.ready = int(self._aside.queue_declare(queue, passive=True).message_count)
@@ -228,6 +230,7 @@ class Hold:
     def _drained(self) -> bool:
         try:
             self._connection.drain_events(timeout=SILENCE.total_seconds())
+            self._ahead.dispatch()
         except TimeoutError:
             return False
         except _LOST as exc:
