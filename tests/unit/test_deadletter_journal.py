@@ -97,7 +97,7 @@ class Tool:
                 self.world.lost.append(key)
             self.world.queue.remove(held)
 
-    def publish(self, messages: Sequence[Outgoing]) -> Iterable[Ok]:
+    def publish(self, messages: Iterable[Outgoing]) -> Iterable[Ok]:
         """Store messages, and confirm some of them."""
         for message in messages:
             self.fuse.burn()
@@ -218,13 +218,13 @@ def test_the_property_notices_a_journal_that_forgets(monkeypatch: pytest.MonkeyP
 
 def test_the_property_notices_an_ack_before_the_publish(monkeypatch: pytest.MonkeyPatch) -> None:
     """The control: if letters were acked first, a kill behind that would lose them."""
-    flush = Move._flush
+    taken = Move._taken
 
-    def ack_first(self: Move) -> None:
-        self._letters.ack(list(self._batch.order))
-        flush(self)
+    def ack_first(self: Move, held: Held) -> Outgoing | None:
+        self._letters.ack([held])
+        return taken(self, held)
 
-    monkeypatch.setattr(Move, "_flush", ack_first)
+    monkeypatch.setattr(Move, "_taken", ack_first)
     world = World([Held(as_letter(a_letter("m0")))])
     with tempfile.TemporaryDirectory() as folder:
         live(world, Path(folder) / "j", Fuse(3), endless([]), 1.0, 1)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from unlost.deadletter.hold import LONGEST, Hold
 from unlost.deadletter.journal import Journal
 from unlost.deadletter.journals import open_journal
 from unlost.deadletter.letter import DeadLetter
-from unlost.deadletter.move import Act, Fates, Move, Report
+from unlost.deadletter.move import BATCH, Act, Fates, Move, Report
 from unlost.deadletter.pace import Pace
 from unlost.deadletter.redact import Redactor
 from unlost.deadletter.select import Selection
@@ -206,7 +207,7 @@ class DeadLetters:
                 queue,
                 purpose,
                 lambda book: self._decide(plan, book),
-                _confirmed(publisher),
+                _confirmed(publisher, pace.window),
                 pace=pace,
                 fates=fates,
                 most=most,
@@ -275,8 +276,10 @@ class DeadLetters:
                 pending[id(outgoing)] = letter
                 return outgoing
 
-            def write(messages: Sequence[Outgoing]) -> Iterable[archive.Stored]:
-                return store.append([pending.pop(id(message)) for message in messages], notes)
+            def write(messages: Iterable[Outgoing]) -> Iterator[archive.Stored]:
+                source = iter(messages)
+                while batch := list(islice(source, BATCH)):
+                    yield from store.append([pending.pop(id(message)) for message in batch], notes)
 
             return self._move(
                 queue,
@@ -420,9 +423,9 @@ class _FromFile:
         """Leave them in the file."""
 
 
-def _confirmed(publisher: Publisher) -> Act:
-    def act(messages: Sequence[Outgoing]) -> Iterable[Any]:
-        return publisher.publish_many(messages, window=max(1, len(messages)))
+def _confirmed(publisher: Publisher, window: int = 1000) -> Act:
+    def act(messages: Iterable[Outgoing]) -> Iterable[Any]:
+        return publisher.publish_many(messages, window=window)
 
     return act
 
