@@ -7,10 +7,12 @@ The command line is a thin face on it. Nothing here changes anything but :meth:`
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ from unlost.deadletter.hold import LONGEST, Hold
 from unlost.deadletter.journal import Journal
 from unlost.deadletter.journals import open_journal
 from unlost.deadletter.letter import DeadLetter
-from unlost.deadletter.move import Act, Fates, Move, Report
+from unlost.deadletter.move import BATCH, Act, Fates, Move, Report
 from unlost.deadletter.pace import Pace
 from unlost.deadletter.redact import Redactor
 from unlost.deadletter.select import Selection
@@ -205,7 +207,7 @@ class DeadLetters:
                 queue,
                 purpose,
                 lambda book: self._decide(plan, book),
-                _confirmed(publisher),
+                _confirmed(publisher, pace.window),
                 pace=pace,
                 fates=fates,
                 most=most,
@@ -274,8 +276,10 @@ class DeadLetters:
                 pending[id(outgoing)] = letter
                 return outgoing
 
-            def write(messages: Sequence[Outgoing]) -> Iterable[archive.Stored]:
-                return store.append([pending.pop(id(message)) for message in messages], notes)
+            def write(messages: Iterable[Outgoing]) -> Iterator[archive.Stored]:
+                source = iter(messages)
+                while batch := list(islice(source, BATCH)):
+                    yield from store.append([pending.pop(id(message)) for message in batch], notes)
 
             return self._move(
                 queue,
@@ -419,12 +423,15 @@ class _FromFile:
         """Leave them in the file."""
 
 
-def _confirmed(publisher: Publisher) -> Act:
-    def act(messages: Sequence[Outgoing]) -> Iterable[Any]:
-        return publisher.publish_many(messages, window=max(1, len(messages)))
+def _confirmed(publisher: Publisher, window: int = 1000) -> Act:
+    def act(messages: Iterable[Outgoing]) -> Iterable[Any]:
+        return publisher.publish_many(messages, window=window)
 
     return act
 
 
 def _figures(report: Report) -> dict[str, Any]:
-    return {name: value for name, value in asdict(report).items() if value}
+    found = {each.name: getattr(report, each.name) for each in fields(report)}
+    return {
+        name: dict(value) if isinstance(value, Counter) else value for name, value in found.items() if value
+    }

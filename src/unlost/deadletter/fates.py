@@ -53,14 +53,20 @@ class Observed:
         self._back = 0
         self._is_canary = True
         self._unseen = False
+        #: Being sent: a worker can be faster than the journal.
+        self._underway: set[tuple[str, int]] = set()
 
     def prepare(self, letter: DeadLetter) -> None:
         """Begin to watch the way by which this letter would come back, before it is sent."""
         if self._watch is None or not self._watch.follow(letter.exchange, letter.routing_key):
             self._unseen = True
+        if letter.identity is not None:
+            self._underway.add((letter.identity, letter.redrives))
 
     def sent(self, letter: DeadLetter) -> None:
         """Note that a letter was sent back."""
+        if letter.identity is not None:
+            self._underway.discard((letter.identity, letter.redrives))
         if self._is_canary and letter.identity is not None:
             self._open[letter.identity] = letter.message, letter.redrives + 1
             self._total += 1
@@ -109,11 +115,14 @@ class Observed:
             return
         for letter in self._watch.arrivals(wait):
             ident = letter.identity
-            if ident is None or not letter.redrives or not self._journal.knows(ident, letter.redrives - 1):
+            if ident is None or not self._is_ours(ident, letter.redrives - 1):
                 continue
             self._back += 1
             if self._open.pop(ident, None) is not None:
                 self._failed.add(ident)
+
+    def _is_ours(self, ident: str, redrives: int) -> bool:
+        return (ident, redrives) in self._underway or self._journal.knows(ident, redrives)
 
     def _ask(self) -> None:
         """Close what the ledger knows the end of."""

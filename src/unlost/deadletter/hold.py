@@ -31,6 +31,7 @@ from kombu import Connection
 
 from unlost.broker.connection import open_connection, where
 from unlost.deadletter.letter import DeadLetter
+from unlost.deadletter.readahead import ReadAhead
 from unlost.errors import AccessRefused, BrokerUnavailable, DeadLetterError, QueueMissing
 
 #: Letters of one channel. The broker sends so many ahead, so this times their size is in its buffers; and
@@ -110,6 +111,7 @@ class Hold:
         self._panes: list[Pane] = []
         self._cancelled = False
         self._connection = open_connection(source, connect_timeout=timedelta(seconds=5), patience=patience)
+        self._ahead = ReadAhead(self._connection)
         with self._closing_on_error(), self._translated():
             self._aside = self._connection.channel()
             self.ready = int(self._aside.queue_declare(queue, passive=True).message_count)
@@ -170,6 +172,10 @@ class Hold:
         Errors are not raised: without a connection the broker takes the letters back by itself.
         """
         with suppress(*_LOST):
+            # All first: what one gives back would go straight to another that still consumes.
+            for pane in self._panes:
+                pane.channel.callbacks[pane.consumer] = _ignore
+                pane.channel.basic_cancel(pane.consumer)
             for pane in self._panes:
                 self._give_back(pane)
             self._connection.close()
@@ -177,8 +183,6 @@ class Hold:
             self._connection.collect()
 
     def _give_back(self, pane: Pane) -> None:
-        pane.channel.callbacks[pane.consumer] = _ignore
-        pane.channel.basic_cancel(pane.consumer)
         # What was sent ahead and never looked at goes back as well: tag 0 is "all of them".
         pane.channel.send_method(amqp.spec.Basic.Nack, "Lbb", (0, True, True))
         # An answer from the queue itself: what was given back lies there before the next window follows.
@@ -226,6 +230,7 @@ class Hold:
     def _drained(self) -> bool:
         try:
             self._connection.drain_events(timeout=SILENCE.total_seconds())
+            self._ahead.dispatch()
         except TimeoutError:
             return False
         except _LOST as exc:

@@ -142,10 +142,10 @@ class Journal:
     def _take(self, line: dict[str, Any], number: int, purpose: dict[str, Any]) -> None:
         if number == 1:
             self._check(line, purpose)
-        elif "sent" in line:
-            self._remember(line["sent"], line["r"])
-        else:
+        elif "event" in line:
             self.notes.append(line)
+        else:
+            self._remember(line["sent"], line["r"])
 
     def _check(self, begin: dict[str, Any], purpose: dict[str, Any]) -> None:
         if begin.get("event") != "begin" or begin.get("v") != VERSION:

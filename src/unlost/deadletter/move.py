@@ -18,10 +18,14 @@ from unlost.deadletter.disposition import Decision, Verdict
 from unlost.deadletter.journal import Entry, Journal
 from unlost.deadletter.letter import DeadLetter
 from unlost.deadletter.pace import Pace, Recent
+from unlost.deadletter.transit import Fate, Item, Transit
 from unlost.errors import BrokerUnavailable
 
 #: Letters that are only to be acked are collected up to so many.
 ACKS = 1000
+
+#: Confirmed letters are journaled and acked so many at a time: each time costs a sync of the disk.
+BATCH = 500
 
 
 class Held(Protocol):
@@ -60,8 +64,8 @@ class Sent(Protocol):
 class Act(Protocol):
     """Puts messages where they shall be; one outcome each, in order."""
 
-    def __call__(self, messages: Sequence[Outgoing]) -> Iterable[Sent]:
-        """Do it."""
+    def __call__(self, messages: Iterable[Outgoing]) -> Iterable[Sent]:
+        """Do it, taking messages as they are needed; what taking one raises is raised."""
 
 
 class Fates(Protocol):
@@ -161,111 +165,147 @@ class Move:
         self._on_progress = on_progress
         self._clock = clock
         self._sleep = sleep
-        self._batch = _Batch()
+        self._transit = Transit()
         self._recent = Recent(pace.window)
         self._is_canary = bool(pace.canary and fates) and not _has_passed(journal)
         self._began = clock()
         self._sent_since = 0
+        self._failing = 0
+        self._unsettled = 0
+        self._is_over = False
         self._lost: BrokerUnavailable | None = None
 
-    def __call__(self, held_at_most: int | None = None) -> Report:
+    def __call__(self) -> Report:
         """Go over the letters once; those that are not acked are the holder's to give back.
-
-        Args:
-            held_at_most: Look at no more letters than so many.
 
         Raises:
             BrokerUnavailable: The broker was lost; go over the letters again, with the same journal.
         """
-        for held in self._letters.letters(held_at_most):
-            self._take(held)
-            if self._batch.sends >= self._room() or self._batch.acks >= ACKS:
-                self._flush()
-                if self.report.stopped or self._is_spent():
-                    return self.report
-        self._flush()
-        return self.report
-
-    def _room(self) -> int:
-        room = self._pace.canary if self._is_canary else self._pace.batch
-        return room if self._most is None else min(room, self._most - self.report.sent)
-
-    def _is_spent(self) -> bool:
-        return self._most is not None and self.report.sent >= self._most
-
-    def _take(self, held: Any) -> None:
-        letter: DeadLetter = held.letter
-        decision = self._decide(letter)
-        if decision.verdict is Verdict.SEND and decision.outgoing is not None:
-            if self._fates is not None:
-                self._fates.prepare(letter)
-            self._batch.add(held, decision.outgoing)
-        elif decision.verdict is Verdict.SENT_BEFORE:
-            self._batch.only_ack(held)
-        else:
-            self.report.kept[decision.verdict.value] += 1
-            self._letters.keep(held)
-
-    def _flush(self) -> None:
-        batch, self._batch = self._batch, _Batch()
-        if not batch.order:
-            return
-        failed = self._publish(batch)
-        gone = [held for held in batch.order if id(held) not in failed]
-        for held in batch.order:
-            if id(held) in failed:
-                self._letters.keep(held)
-        self._journal.record(
-            _entry(held.letter, outgoing) for held, outgoing in batch.sending if id(held) not in failed
-        )
-        self._letters.ack(gone)
-        sent = sum(id(held) not in failed for held, _ in batch.sending)
-        self.report.sent += sent
-        self.report.acked += len(gone) - sent
-        self._judge(batch, failed, sent)
-        self._on_progress(self.report)
+        source = iter(self._letters.letters())
+        self._is_over = False
+        while not self._is_over:
+            before = self.report.sent
+            try:
+                for result in self._act(self._outgoing(source, self._room())):
+                    self._settle(result)
+                self._let_go()
+            except BrokerUnavailable:
+                # What is confirmed is to be known, though the acks cannot reach the broker any more.
+                self._record(self._transit.leaving())
+                raise
+            self._rest(self.report.sent - before)
         if self._lost is not None:
             raise self._lost
+        return self.report
 
-    def _publish(self, batch: _Batch) -> set[int]:
-        """Send a batch; return the ids of the held letters that are not safe, twins included."""
-        failed: set[int] = set()
-        results = self._act([outgoing for _, outgoing in batch.sending])
-        for (held, _), result in zip(batch.sending, results, strict=True):
-            if result.outcome is Outcome.OK:
-                continue
-            failed.update(id(each) for each in batch.with_twins(held))
-            if isinstance(result.error, BrokerUnavailable):
-                self._lost = result.error
-            if result.outcome is Outcome.UNKNOWN:
-                self.report.unknown += 1
-            else:
-                self.report.failed[_in_a_line(result.error)] += 1
-        return failed
-
-    def _judge(self, batch: _Batch, failed: set[int], sent: int) -> None:
-        if self._lost is not None:
-            return
-        if batch.sending and not sent:
-            why = next(iter(self.report.failed), "no confirm came")
-            self.report.stopped = f"none of {len(batch.sending)} letters could be sent: {why}"
-            return
-        if self._fates is None or not sent:
-            self._wait(sent)
-            return
-        for held, _ in batch.sending:
-            if id(held) not in failed:
-                self._fates.sent(held.letter)
+    def _room(self) -> int | None:
+        """Return how many letters may go out before we pause, or ``None`` for no pause."""
         if self._is_canary:
-            self._await_canary(sent)
+            room: int | None = self._pace.canary
+        else:
+            room = None if self._pace.rate is None else self._pace.batch
+        if self._most is None:
+            return room
+        left = max(0, self._most - self.report.sent)
+        return left if room is None else min(room, left)
+
+    def _outgoing(self, source: Iterator[Any], room: int | None) -> Iterator[Outgoing]:
+        """Take letters and yield what is to be published of them; sets ``_is_over`` behind the last one."""
+        sent = 0
+        while not self._is_stopping and (room is None or sent < room) and self._transit.only_acks < ACKS:
+            held = next(source, None)
+            if held is None:
+                self._is_over = True
+                return
+            outgoing = self._taken(held)
+            if outgoing is not None:
+                sent += 1
+                yield outgoing
+
+    @property
+    def _is_stopping(self) -> bool:
+        return self._lost is not None or self.report.stopped is not None
+
+    def _taken(self, held: Any) -> Outgoing | None:
+        letter: DeadLetter = held.letter
+        decision = self._decide(letter)
+        if decision.verdict is Verdict.SENT_BEFORE:
+            self._transit.only_ack(held)
+        elif letter.redrives and self._transit.carries(letter.identity, letter.redrives - 1):
+            # A worker can be faster than the journal.
+            self.report.kept[Verdict.CAME_BACK.value] += 1
+            self._letters.keep(held)
+        elif decision.verdict is not Verdict.SEND or decision.outgoing is None:
+            self.report.kept[decision.verdict.value] += 1
+            self._letters.keep(held)
+        elif self._transit.send(held, decision.outgoing):
+            if self._fates is not None:
+                self._fates.prepare(letter)
+            return decision.outgoing
+        return None
+
+    def _settle(self, result: Sent) -> None:
+        is_safe = result.outcome is Outcome.OK
+        self._transit.settle(safe=is_safe)
+        self._unsettled += 1
+        self._failing = 0 if is_safe else self._failing + 1
+        if isinstance(result.error, BrokerUnavailable):
+            self._lost = result.error
+        if result.outcome is Outcome.UNKNOWN:
+            self.report.unknown += 1
+        elif not is_safe:
+            self.report.failed[_in_a_line(result.error)] += 1
+        if self._failing >= self._pace.window and not self._is_stopping:
+            self._stop(f"{self._failing} letters in a row could not be sent: {_in_a_line(result.error)}")
+        if self._unsettled >= min(BATCH, self._pace.window):
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Journal what is confirmed, then ack it, then look at what became of it."""
+        self._unsettled = 0
+        leaving = self._transit.leaving()
+        sent = self._record(leaving)
+        for item in leaving:
+            if item.fate is Fate.UNSAFE:
+                self._letters.keep(item.held)
+        gone = [item.held for item in leaving if item.fate is Fate.SAFE]
+        self._letters.ack(gone)
+        self.report.sent += sent
+        self.report.acked += len(gone) - sent
+        self._judge(leaving, sent)
+        self._on_progress(self.report)
+
+    def _record(self, leaving: list[Item]) -> int:
+        entries = [
+            _entry(item.held.letter, item.outgoing)
+            for item in leaving
+            if item.outgoing is not None and item.fate is Fate.SAFE
+        ]
+        self._journal.record(entries)
+        return len(entries)
+
+    def _judge(self, leaving: list[Item], sent: int) -> None:
+        if self._fates is None or not sent or self._is_stopping:
+            return
+        for item in leaving:
+            if item.outgoing is not None and item.fate is Fate.SAFE:
+                self._fates.sent(item.held.letter)
+        if self._is_canary:
             return
         back = self._fates.came_back()
         self.report.came_back += back
         self._recent.add(sent, back)
         if self._pace.is_broken(self._recent.failed, self._recent.sent):
             self._stop(f"{self._recent.failed} of the last {self._recent.sent} died again")
-            return
-        self._wait(sent)
+
+    def _rest(self, sent: int) -> None:
+        """Between two bursts: await the canary, keep to the rate, and see whether this is the end."""
+        if self._is_stopping or (self._most is not None and self.report.sent >= self._most):
+            self._is_over = True
+        elif self._is_canary and sent:
+            self._await_canary(sent)
+        elif not self._is_over:
+            self._wait(sent)
 
     def _await_canary(self, sent: int) -> None:
         if self._fates is None:
@@ -279,6 +319,7 @@ class Move:
         else:
             self.report.undecided = verdict.startswith(UNDECIDED)
             self._stop(f"canary of {sent}: {verdict}")
+            self._is_over = True
 
     def _stop(self, why: str) -> None:
         self.report.stopped = why
@@ -293,39 +334,6 @@ class Move:
 
 PASSED = "passed"
 UNDECIDED = "undecided"
-
-
-class _Batch:
-    """Letters in the order in which they were taken: to send, and to ack with them."""
-
-    def __init__(self) -> None:
-        self.order: list[Any] = []
-        self.sending: list[tuple[Any, Outgoing]] = []
-        self.acks = 0
-        self._first: dict[tuple[str, int], Any] = {}
-        self._twins: dict[int, list[Any]] = {}
-
-    @property
-    def sends(self) -> int:
-        return len(self.sending)
-
-    def add(self, held: Any, outgoing: Outgoing) -> None:
-        letter: DeadLetter = held.letter
-        self.order.append(held)
-        if letter.identity is not None:
-            first = self._first.setdefault((letter.identity, letter.redrives), held)
-            if first is not held:
-                self._twins.setdefault(id(first), []).append(held)
-                self.acks += 1
-                return
-        self.sending.append((held, outgoing))
-
-    def only_ack(self, held: Any) -> None:
-        self.order.append(held)
-        self.acks += 1
-
-    def with_twins(self, held: Any) -> list[Any]:
-        return [held, *self._twins.get(id(held), [])]
 
 
 def _entry(letter: DeadLetter, outgoing: Outgoing) -> Entry:

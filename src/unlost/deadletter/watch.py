@@ -77,7 +77,15 @@ class Watch:
             yield DeadLetter(queue=self._queue, headers=headers or {}, properties=properties)
 
     def close(self) -> None:
-        """Close the connection; the queue goes with it."""
+        """Close the connection; the queue goes with it.
+
+        It is unbound first: a queue that vanishes under a publish makes the broker nack it, and a worker
+        would publish its letter once more.
+        """
+        with suppress(*_LOST):
+            for exchange, routing_key in self._followed:
+                self._channel.queue_unbind(self._queue, exchange, routing_key)
+            self._connection.close()
         with suppress(*_LOST):
             self._connection.collect()
 
