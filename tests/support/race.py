@@ -74,8 +74,12 @@ class Contender:
         self._number = number
         self._message = MessageId("race", "")
         if isinstance(self._store, SqlStore):
-            event.listen(self._store.engine, "commit", lambda _: self._in_work and self._reach("committing"))
+            event.listen(self._store.engine, "commit", self._before_commit)
         self._in_work = False
+
+    def _before_commit(self, _connection: object) -> None:
+        if self._in_work:
+            self._reach("committing")
 
     def contend(self) -> None:
         """Go on until every message is done: first its own, then the shared, then what others left."""

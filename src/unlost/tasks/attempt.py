@@ -8,6 +8,7 @@ from typing import Any
 
 from unlost.core import headers as h
 from unlost.core.ids import MessageId
+from unlost.core.keys import Claim
 from unlost.core.message import Outgoing
 from unlost.core.settlement import Admission, Row
 
@@ -24,7 +25,8 @@ class Attempt:
     ``row`` is the granted lease, or the recorded outcome that is repeated. ``decided`` is set once the
     attempt has ended in a retry or a letter, ``completed`` once its effect is committed, ``fenced`` when
     somebody else took the message over, ``crashed`` when the body raised what would have ended the
-    process. ``dispatched`` counts up to ``successors`` as links and the next task of a chain are confirmed.
+    process. ``claim`` is the key that it holds.
+    ``dispatched`` counts up to ``successors`` as links and the next task of a chain are confirmed.
     """
 
     message: MessageId
@@ -43,6 +45,7 @@ class Attempt:
     fenced: bool = False
     decided: Row | None = None
     result: Any = None
+    claim: Claim | None = None
 
     @property
     def correlation_id(self) -> str:

@@ -16,6 +16,7 @@ from unlost.core.retry import RetryPolicy
 from unlost.errors import ConfigurationError
 from unlost.tasks.attempt import Attempt
 from unlost.tasks.body import Spent, perform
+from unlost.tasks.claims import Key, OnDuplicate
 from unlost.tasks.results import encode_result
 from unlost.tasks.runtime import Runtime, has_runtime, runtime_of
 
@@ -32,6 +33,11 @@ class ReliableTask(Task):
         queue: The declared work queue that its messages go to.
         payload: A pydantic model; ``delay(**fields)`` or ``delay(instance)`` is validated before it is
             published, and ``run`` receives the instance.
+        key: What makes two messages the same work: the name of an argument (of the payload's field), a tuple
+            of names, a callable that gets all arguments by name, or ``None`` for the task id.
+        key_space: Whose keys these are; the task's own name unless tasks are to share them.
+        on_duplicate: What becomes of a message whose key's work another has done: ``return`` the recorded
+            result (its links run), ``ignore`` it (they do not), or ``raise`` and dead-letter it.
         retry: A :class:`unlost.core.retry.RetryPolicy`. Without one the app's is used; without that a
             failure is dead-lettered at once. (The method ``self.retry(...)`` keeps working.)
     """
@@ -46,6 +52,9 @@ class ReliableTask(Task):
     queue: ClassVar[str | None] = None
     payload: ClassVar[type[BaseModel] | None] = None
     retry_policy: ClassVar[RetryPolicy | None] = None
+    key: ClassVar[Key] = None
+    key_space: ClassVar[str | None] = None
+    on_duplicate: ClassVar[OnDuplicate] = "return"
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -54,6 +63,10 @@ class ReliableTask(Task):
             cls.retry_policy = policy
             # Celery's method of that name comes back into sight.
             del cls.retry
+        own_key = cls.__dict__.get("key")
+        if callable(own_key):
+            # Or it would be bound as a method.
+            cls.key = staticmethod(own_key)
         if cls.__dict__.get("payload") is not None:
             # The model checks the arguments; run's own signature takes the instance.
             cls.typing = False
@@ -163,7 +176,8 @@ class ReliableTask(Task):
             raise ConfigurationError(f"{self.name}: unit_of_work() needs an attempt run by a worker")
         if attempt.completed:
             raise ConfigurationError(f"{self.name}: a run has one unit of work, and this one had it")
-        with self._runtime.ledger.unit_of_work(attempt.message, attempt.row, encode_result) as work:
+        ledger = self._runtime.ledger
+        with ledger.unit_of_work(attempt.message, attempt.row, encode_result, attempt.claim) as work:
             yield work
         attempt.result = encode_result(work.result)
         attempt.completed = True
@@ -206,6 +220,7 @@ def refuse_unsafe(task: type[ReliableTask], runtime: Runtime) -> None:
     """
     if task.queue is not None:
         runtime.topology.work_queue(task.queue)
+    _refuse_unknown_key(task)
     if "late_ack" in runtime.settings.dangerously_without:
         return
     for name in ("acks_late", "acks_on_failure", "reject_on_worker_lost", "Request"):
@@ -213,4 +228,18 @@ def refuse_unsafe(task: type[ReliableTask], runtime: Runtime) -> None:
             raise ConfigurationError(
                 f"task {task.name}: {name}={found!r} contradicts ReliableTask, which needs {needed!r}: "
                 "otherwise a killed process loses the task. Remove the attribute."
+            )
+
+
+def _refuse_unknown_key(task: type[ReliableTask]) -> None:
+    """Refuse a key that the payload does not have."""
+    key, payload = task.key, task.payload
+    if payload is None or not isinstance(key, str | tuple):
+        return
+    names = (key,) if isinstance(key, str) else key
+    for name in names:
+        if name not in payload.model_fields:
+            raise ConfigurationError(
+                f"task {task.name}: key={key!r}, but {payload.__name__} has no field {name!r}; "
+                f"it has {', '.join(payload.model_fields)}"
             )
