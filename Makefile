@@ -3,7 +3,7 @@ VENV ?= .venv
 READY := $(VENV)/.installed
 BIN := $(VENV)/bin
 
-.PHONY: demo demo-plain test check lock image broker stores clean help
+.PHONY: demo demo-plain test check lock image broker stores bench-idempotency clean help
 
 help: ## Say what there is.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:[^#]*## /\t/' | expand -t 14
@@ -28,6 +28,9 @@ demo-plain: $(READY) broker ## The same load and kills on plain Celery.
 
 test: $(READY) broker stores ## Run all tests; what needs a broker or a store runs on every one that can be had.
 	@$(BIN)/pytest --numprocesses=2 --dist=loadfile $(ARGS)
+
+bench-idempotency: $(READY) broker stores ## What the ledger costs against plain Celery; the last line is JSON.
+	@PYTHONPATH=. $(BIN)/python -m benchmarks.idempotency $(ARGS)
 
 check: $(READY) ## Lint, types and layers only.
 	@$(BIN)/pytest tests/unit/test_architecture.py $(ARGS)

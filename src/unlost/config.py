@@ -18,7 +18,15 @@ Guarantee = Literal["confirms", "late_ack", "lease"]
 
 _PREFIX = "UNLOST_"
 
-_DURATIONS = ("confirm_timeout", "publish_patience", "connect_patience", "settle_patience", "lease", "hold")
+_DURATIONS = (
+    "confirm_timeout",
+    "publish_patience",
+    "connect_patience",
+    "settle_patience",
+    "lease",
+    "hold",
+    "retention",
+)
 
 
 class Settings(BaseModel):
@@ -32,6 +40,8 @@ class Settings(BaseModel):
         settle_patience: How long a worker repeats the publish of a retry or a letter before it gives
             the delivery back.
         lease: How long a lease lasts without renewal; it is renewed three times as often.
+        retention: How long the store remembers what ended; what is purged earlier could be done twice. A
+            message that is older than this and has no row is dead-lettered as ``too-old``.
         hold: The longest wait of a copy whose message somebody else holds.
         max_crashes: Crashes after which a message is poison.
         max_lost: Takeovers after which a message is poison.
@@ -48,6 +58,7 @@ class Settings(BaseModel):
     settle_patience: timedelta = timedelta(minutes=10)
     lease: timedelta = timedelta(seconds=15)
     hold: timedelta = timedelta(minutes=5)
+    retention: timedelta = timedelta(days=14)
     max_crashes: int = 3
     max_lost: int = 20
     topology_check: Literal["refuse", "warn"] = "refuse"

@@ -70,3 +70,28 @@ def test_a_crash_while_the_key_is_held_frees_it(shop: Bench) -> None:
     shop.start()
     shop.wait_for(lambda: shop.states() == {"done": 2}, "both are done")
     assert shop.effects() == {"a": 1}
+
+
+def test_a_step_is_done_once_and_its_result_replayed(shop: Bench) -> None:
+    """Attempts after the first get the recorded answer of the call, and all have one token."""
+    shop.start()
+    shop.call("m.steps.apply_async(kwargs={'order': 'a'}, link=m.receives.s())")
+    shop.wait_for(lambda: shop.runs()["received answer-1"] == 1, "the third attempt succeeded")
+
+    assert shop.runs()["called"] == 1
+    assert [count for label, count in shop.runs().items() if label.startswith("token ")] == [3]
+
+
+def test_what_is_older_than_the_memory_is_a_letter(shop: Bench) -> None:
+    """A message without a row that is older than the retention may have run: an operator decides."""
+    shop.settings = {**shop.settings, "UNLOST_RETENTION": "2"}
+    shop.call("m.charge.delay(order='a'); import time; time.sleep(3)")
+    shop.start()
+    shop.wait_for(shop.letters, "the letter is there")
+    assert reasons(shop) == ["too-old"]
+    assert shop.effects() == {}
+
+    [(headers, body)] = shop.letters()
+    headers["x-unlost-run-again"] = True
+    shop.publish_raw(body, headers, content_type="application/json", content_encoding="utf-8")
+    shop.wait_for(lambda: shop.effects()["a"] == 1, "it ran at the operator's word")

@@ -7,7 +7,9 @@ from typing import Any
 
 from pydantic import BaseModel
 from sqlalchemy import insert
+from tenacity import stop_after_attempt, wait_fixed
 
+import unlost
 from tests.support.misbehaving import app, effects, note, task
 
 __all__ = ["app"]
@@ -23,9 +25,10 @@ class Charge(BaseModel):
 
 def carry_out(self: Any, label: str) -> str:
     """Have an effect in a unit of work; the result names the run."""
+    run = note(label)
     with self.unit_of_work() as work:
         work.connection.execute(insert(effects).values(label=label))
-        work.result = f"{label}-run-{note(label)}"
+        work.result = f"{label}-run-{run}"
     return str(work.result)
 
 
@@ -60,6 +63,18 @@ def first_fails(self: Any, given: Charge) -> str:
     if note(f"try-{given.order}") == 1:
         raise RuntimeError("no")
     return carry_out(self, given.order)
+
+
+@task(
+    name="t.steps", payload=Charge, retry=unlost.RetryPolicy(wait=wait_fixed(1), stop=stop_after_attempt(3))
+)
+def steps(self: Any, given: Charge) -> str:
+    """Call somebody outside, fail twice after it, and show the token."""
+    answer = self.checkpoint("call", lambda: f"answer-{note('called')}")
+    note(f"token {self.idempotency_token}")
+    if self.attempt < 3:
+        raise RuntimeError("after the call")
+    return str(answer)
 
 
 @task(name="t.receives")

@@ -25,7 +25,7 @@ class Attempt:
     ``row`` is the granted lease, or the recorded outcome that is repeated. ``decided`` is set once the
     attempt has ended in a retry or a letter, ``completed`` once its effect is committed, ``fenced`` when
     somebody else took the message over, ``crashed`` when the body raised what would have ended the
-    process. ``claim`` is the key that it holds.
+    process. ``claim`` is the key that it holds, and ``journalled`` says that it began a step.
     ``dispatched`` counts up to ``successors`` as links and the next task of a chain are confirmed.
     """
 
@@ -46,6 +46,7 @@ class Attempt:
     decided: Row | None = None
     result: Any = None
     claim: Claim | None = None
+    journalled: bool = False
 
     @property
     def correlation_id(self) -> str:

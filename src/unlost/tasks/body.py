@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+#: The token of a message that had no row.
+FIRST_TOKEN = 1
+
 REQUEUE_DELAY = timedelta(seconds=1)
 
 
@@ -49,6 +52,10 @@ class RecordedFailure(Exception):
 
 class Expired(Exception):
     """The message was to be run before a time that has passed."""
+
+
+class TooOld(Exception):
+    """Nobody can tell whether the message has run."""
 
 
 class Spent(Exception):
@@ -130,10 +137,22 @@ def _claim(task: ReliableTask, runtime: Runtime, attempt: Attempt, args: Any, kw
     expires = attempt.headers.get(h.EXPIRES)
     if isinstance(expires, int) and datetime.now(UTC) > from_epoch_ms(expires):
         raise Expired(f"expired at {from_epoch_ms(expires).isoformat()}")
+    _refuse_too_old(runtime, attempt)
     try:
         return claim(task, runtime, attempt, args, kwargs)
     except (ValidationError, TypeError) as exc:
         raise InvalidPayload(str(exc)) from exc
+
+
+def _refuse_too_old(runtime: Runtime, attempt: Attempt) -> None:
+    """Refuse a message without a row that is older than what the store remembers: it may have run."""
+    age = timedelta(milliseconds=h.age_ms_of(attempt.headers, epoch_ms(datetime.now(UTC))))
+    retention = runtime.settings.retention
+    if attempt.row.token == FIRST_TOKEN and age > retention and h.RUN_AGAIN not in attempt.headers:
+        raise TooOld(
+            f"{attempt.message} has no row and is {age.days} days old, and the store forgets after "
+            f"{retention.days}: it may have run; look, and send it back with {h.RUN_AGAIN} to run it"
+        )
 
 
 def _finish_duplicate(task: ReliableTask, runtime: Runtime, attempt: Attempt, done: Recorded) -> Any:
@@ -228,7 +247,7 @@ def decide(runtime: Runtime, attempt: Attempt, exc: Exception, verdict: TryAgain
     """
     cause: Exception = exc.exc if isinstance(exc, Retry | Spent) and isinstance(exc.exc, Exception) else exc
     ending = _decided(runtime, attempt, cause, verdict)
-    if attempt.claim is not None:
+    if attempt.claim is not None or attempt.journalled:
         # Its key is free again: whoever brings it next does the work.
         _let_go(runtime, attempt)
     return ending
@@ -264,6 +283,8 @@ def verdict_of(policy: RetryPolicy, attempt: Attempt, exc: Exception) -> TryAgai
         return GiveUp("expired")
     if isinstance(exc, InvalidPayload):
         return GiveUp("invalid-payload")
+    if isinstance(exc, TooOld):
+        return GiveUp("too-old")
     if isinstance(exc, KeyConflict):
         return GiveUp("key-conflict")
     if isinstance(exc, Duplicate):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -14,9 +14,11 @@ from pydantic import BaseModel, ValidationError
 from unlost.core.ports import Work
 from unlost.core.retry import RetryPolicy
 from unlost.errors import ConfigurationError
+from unlost.tasks import journal
 from unlost.tasks.attempt import Attempt
 from unlost.tasks.body import Spent, perform
 from unlost.tasks.claims import Key, OnDuplicate
+from unlost.tasks.journal import token_of
 from unlost.tasks.results import encode_result
 from unlost.tasks.runtime import Runtime, has_runtime, runtime_of
 
@@ -157,6 +159,40 @@ class ReliableTask(Task):
         given = args[0].model_dump(mode="json") if isinstance(args[0], BaseModel) else dict(args[0])
         return self.payload.model_validate({**given, **kwargs})
 
+    @property
+    def idempotency_token(self) -> str:
+        """Return a token for an external API's own de-duplication: one for all runs of this piece of work.
+
+        It is the same for every attempt, copy and redrive of the message, and for all messages of its key.
+
+        Raises:
+            ConfigurationError: There is no running attempt.
+        """
+        return token_of(self._running("idempotency_token"))
+
+    def checkpoint(self, name: str, act: Callable[[], Any]) -> Any:
+        """Do a step once, and from then on return its recorded result without doing it again.
+
+        For calls of others that no transaction of ours can take back. Between the call's success and the
+        record of it lies a moment in which a crash makes the next attempt call again: pass
+        :attr:`idempotency_token` along.
+
+        Args:
+            name: Of the step, unique in this task.
+            act: The step; what it returns must be JSON or a model, and is returned as later runs will see it.
+
+        Raises:
+            ConfigurationError: There is no running attempt.
+            LeaseLost: An earlier attempt that was taken over is still at it.
+        """
+        return journal.checkpoint(self._runtime, self._running("checkpoint()"), name, act)
+
+    def _running(self, what: str) -> Attempt:
+        attempt = self._current
+        if attempt is None:
+            raise ConfigurationError(f"{self.name}: {what} needs an attempt run by a worker")
+        return attempt
+
     @contextmanager
     def unit_of_work(self) -> Iterator[Work]:
         """Open the transaction in which the effect and the done record commit together.
@@ -171,9 +207,7 @@ class ReliableTask(Task):
         Crash safety:
             A crash before the commit leaves nothing; after it, only the successors are dispatched again.
         """
-        attempt = self._current
-        if attempt is None:
-            raise ConfigurationError(f"{self.name}: unit_of_work() needs an attempt run by a worker")
+        attempt = self._running("unit_of_work()")
         if attempt.completed:
             raise ConfigurationError(f"{self.name}: a run has one unit of work, and this one had it")
         ledger = self._runtime.ledger
