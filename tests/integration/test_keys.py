@@ -47,7 +47,7 @@ def test_duplicates_end_as_the_task_says(shop: Bench) -> None:
 
     shop.call("m.charge.delay(order='a', amount=6)")  # another payload
     shop.call("m.strict.delay(order='s')")
-    shop.call("m.other.apply_async(('x',), link=m.receives.s())")  # the same space
+    shop.call("m.other.apply_async(('X',), link=m.receives.s())")  # the same space
     shop.call("m.outside.delay('X')")
     shop.call("m.first_fails.delay(order='f')")
     shop.wait_for(lambda: len(shop.letters()) == 3, "the letters are there")

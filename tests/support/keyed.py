@@ -39,13 +39,18 @@ def charge(self: Any, given: Charge) -> str:
     return carry_out(self, given.order)
 
 
-@task(name="t.outside", key=lambda arguments: arguments["label"].lower(), key_space="shared")
+def in_lower_case(arguments: Any) -> str:
+    """Return a key that is computed."""
+    return str(arguments["label"].lower())
+
+
+@task(name="t.outside", key=in_lower_case, key_space="shared")
 def outside(self: Any, label: str) -> str:
     """Have no unit of work: the return marks message and key done."""
     return f"{label}-run-{note(label)}"
 
 
-@task(name="t.other", key="label", key_space="shared", on_duplicate="ignore")
+@task(name="t.other", key=in_lower_case, key_space="shared", on_duplicate="ignore")
 def other(self: Any, label: str) -> str:
     """Share its keys with :func:`outside`."""
     return f"other-{label}-run-{note(label)}"
