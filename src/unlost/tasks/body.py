@@ -26,7 +26,7 @@ from unlost.core.retry import GiveUp, RetryPolicy, TryAgain
 from unlost.core.settlement import AlreadyDone, Resend
 from unlost.errors import LeaseLost, StoreError, StoreUnavailable
 from unlost.tasks.attempt import Attempt
-from unlost.tasks.claims import Duplicate, KeyConflict, KeyHeld, claim, duplicate_of
+from unlost.tasks.claims import Duplicate, KeyConflict, KeyHeld, claim
 from unlost.tasks.patience import while_store_is_down
 from unlost.tasks.results import decode_result, encode_result
 from unlost.tasks.runtime import Runtime
@@ -160,7 +160,7 @@ def _finish_duplicate(task: ReliableTask, runtime: Runtime, attempt: Attempt, do
     if task.on_duplicate == "raise":
         raise Duplicate(f"{attempt.message}: the work of its key was done by {done.message}")
     if task.on_duplicate == "ignore":
-        _complete(runtime, attempt, None, quietly=duplicate_of(done))
+        # Recorded as quiet by whoever catches it: a message that is done would go on to its links.
         raise Ignore(f"{attempt.message}: the work of its key was done by {done.message}")
     _complete(runtime, attempt, done.result)
     return _finish(task, attempt)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel
 
-from unlost.core.headers import Failure
 from unlost.core.ids import MessageId
 from unlost.core.keys import Claim, Recorded, fingerprint, key_id, recorded
 from unlost.core.settlement import AlreadyDone, Delivery, Limits, Run
@@ -70,11 +69,6 @@ def claim(task: ReliableTask, runtime: Runtime, attempt: Attempt, args: Any, kwa
             "another key, or make all that matters part of it"
         )
     return done
-
-
-def duplicate_of(done: Recorded) -> Failure:
-    """Return what the ledger says of a message whose work another has done."""
-    return Failure(reason="duplicate", exception=f"done by {done.message}")
 
 
 def identity(task: ReliableTask, arguments: Mapping[str, Any]) -> MessageId:
