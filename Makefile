@@ -3,7 +3,7 @@ VENV ?= .venv
 READY := $(VENV)/.installed
 BIN := $(VENV)/bin
 
-.PHONY: demo demo-plain test chaos bench-publish check lock image broker stores clean help
+.PHONY: demo demo-plain test chaos bench-publish bench-idempotency check lock image broker stores clean help
 
 help: ## Say what there is.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:[^#]*## /\t/' | expand -t 14
@@ -31,6 +31,9 @@ test: $(READY) broker stores ## Run all tests; what needs a broker or a store ru
 
 chaos: $(READY) broker ## Run the long tests: minutes of load under faults.
 	@$(BIN)/pytest -m long $(ARGS)
+
+bench-idempotency: $(READY) broker stores ## What the ledger costs against plain Celery; the last line is JSON.
+	@PYTHONPATH=. $(BIN)/python -m benchmarks.idempotency $(ARGS)
 
 check: $(READY) ## Lint, types and layers only.
 	@$(BIN)/pytest tests/unit/test_architecture.py $(ARGS)

@@ -27,6 +27,7 @@ _DURATIONS = (
     "hold",
     "claim_retention",
     "park",
+    "retention",
 )
 
 
@@ -44,6 +45,8 @@ class Settings(BaseModel):
         payload_limit: Bytes of a message's body above which it is refused before it is sent; at most the
             broker's ``max_message_size``, which is 16 MiB by default from RabbitMQ 4.0 on.
         lease: How long a lease lasts without renewal; it is renewed three times as often.
+        retention: How long the store remembers what ended; what is purged earlier could be done twice. A
+            message that is older than this and has no row is dead-lettered as ``too-old``.
         hold: The longest wait of a copy whose message somebody else holds.
         park: How long a message waits in all for a worker that knows its task or its version.
         max_crashes: Crashes after which a message is poison.
@@ -69,6 +72,7 @@ class Settings(BaseModel):
     lease: timedelta = timedelta(seconds=15)
     hold: timedelta = timedelta(minutes=5)
     park: timedelta = timedelta(hours=1)
+    retention: timedelta = timedelta(days=14)
     max_crashes: int = 3
     max_lost: int = 20
     claim_store: str | None = None

@@ -169,7 +169,7 @@ def test_rows_of_a_key_are_not_claimed_while_an_earlier_one_is_held(outbox: Outb
 
 
 def test_a_long_key_that_waits_leaves_room_for_others(outbox: OutboxStore) -> None:
-    """More waiting rows of one key than a batch holds do not keep a later row of no key from being claimed."""
+    """More waiting rows of one key than a batch holds keep no later row of another from being claimed."""
     commit(outbox, 1, key="a")
     outbox.claim("one", 10, LEASE)
     commit(outbox, *range(2, 10), key="a")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.race import LIMITS, MESSAGES, dooms, effects, prepare, read_notes
+from tests.support.contenders import LIMITS, MESSAGES, dooms, effects, prepare, read_notes
 from tests.support.stores import Servers, fresh_url
 from unlost.core.ids import MessageId
 from unlost.core.settlement import State
@@ -32,7 +32,9 @@ def test_at_most_one_effect_and_no_message_stuck(kind: str, store_servers: Serve
 
         # In a session of its own, so that a timeout takes the stopped ones along.
         subprocess.run(
-            [sys.executable, "-m", "tests.support.race", url, str(folder), kind], check=True, timeout=PATIENCE
+            [sys.executable, "-m", "tests.support.contenders", url, str(folder), kind],
+            check=True,
+            timeout=PATIENCE,
         )
 
         notes = read_notes(folder)

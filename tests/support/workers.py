@@ -37,6 +37,8 @@ class Bench:
     vhost: Vhost
     folder: Path
     settings: Mapping[str, str] = field(default_factory=dict)
+    #: The module whose ``app`` the workers run.
+    module: str = "tests.support.misbehaving"
     workers: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     @property
@@ -57,10 +59,10 @@ class Bench:
             **self.settings,
         }
 
-    def start(self, *arguments: str, wait: bool = True, app: str = "misbehaving") -> subprocess.Popen[bytes]:
-        """Start a worker, of a module beside this one; returns when it consumes."""
+    def start(self, *arguments: str, wait: bool = True, module: str | None = None) -> subprocess.Popen[bytes]:
+        """Start a worker of the bench's module, or another; returns when it consumes."""
         log = self.folder / f"worker-{len(self.workers)}.log"
-        command = [sys.executable, "-m", "celery", "-A", f"tests.support.{app}:app", "worker"]
+        command = [sys.executable, "-m", "celery", "-A", f"{module or self.module}:app", "worker"]
         flags = ["--loglevel=INFO", "--concurrency=2", f"--hostname=w{len(self.workers)}@%h"]
         with log.open("wb") as out:
             worker = subprocess.Popen(
@@ -83,7 +85,7 @@ class Bench:
 
     def call(self, code: str) -> str:
         """Run code in a client process that has imported the app as ``m``; returns what it prints."""
-        program = f"import tests.support.misbehaving as m\n{code}"
+        program = f"import {self.module} as m\n{code}"
         done = subprocess.run(
             [sys.executable, "-c", program],
             env=self.environment,

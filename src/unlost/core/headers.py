@@ -31,6 +31,8 @@ HOLDS = "x-unlost-holds"
 #: The body is a reference to a payload in a claim store.
 CLAIM = "x-unlost-claim"
 PARKS = "x-unlost-parks"
+#: An operator's word that a message may run although nobody can tell whether it has.
+RUN_AGAIN = "x-unlost-run-again"
 #: Put into a request by the parent for the child; never on the wire.
 HOLDER = "x-unlost-holder"
 RAW_BODY = "x-unlost-raw-body"
@@ -115,11 +117,22 @@ def message_id_of(headers: Mapping[str, Any]) -> MessageId:
     return MessageId(str(headers["task"]), str(headers["id"]), _integer(headers, "replaced_task_nesting", 0))
 
 
-def _integer(headers: Mapping[str, Any], name: str, default: int, *, least: int = 0) -> int:
+def age_ms_of(headers: Mapping[str, Any], now_ms: int) -> int:
+    """Return for how long a message could have run: since its publish, or since it was due if that is later.
+
+    A message of plain Celery does not say when it was published; it counts as new.
+    """
+    since = max(_integer(headers, FIRST_PUBLISHED, now_ms, most=None), _integer(headers, DUE, 0, most=None))
+    return max(0, now_ms - since)
+
+
+def _integer(
+    headers: Mapping[str, Any], name: str, default: int, *, least: int = 0, most: int | None = _MOST
+) -> int:
     value = headers.get(name)
     if not isinstance(value, int) or isinstance(value, bool):
         return default
-    return value if least <= value <= _MOST else default
+    return value if least <= value and (most is None or value <= most) else default
 
 
 def successor(headers: Mapping[str, Any], generation: Generation, due: datetime | None) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from unlost.core.headers import Failure
 from unlost.core.ids import Generation, MessageId
+from unlost.core.keys import Claim
 from unlost.core.settlement import Admission, Delivery, Limits, Row
 
 
@@ -49,11 +50,17 @@ class Ledger(Protocol):
         """Admit a delivery and write the lease, or the decision, that follows."""
 
     def complete(
-        self, message: MessageId, row: Row, result: str | None, quietly: Failure | None = None
+        self,
+        message: MessageId,
+        row: Row,
+        result: str | None,
+        quietly: Failure | None = None,
+        claim: Claim | None = None,
     ) -> None:
-        """Mark done; raises :class:`unlost.errors.LeaseLost` when the token has moved on.
+        """Mark done, and the claimed key too; raises :class:`unlost.errors.LeaseLost` if a token moved on.
 
-        ``quietly`` says why no successors follow: the task ignored or replaced itself.
+        ``quietly`` says why no successors follow: the task ignored or replaced itself. Where the store
+        cannot do both at once the key goes first: the redelivery then finds its own work done.
         """
 
     def cancel(self, message: MessageId, generation: Generation) -> bool:
@@ -72,16 +79,31 @@ class Ledger(Protocol):
         """Extend the leases of these holders, in one statement."""
 
     def end_crashed(self, holder: str) -> bool:
-        """Count a crash and end the holder's lease; false (and no write) when it holds nothing."""
+        """Count a crash and end the holder's leases; false (and no write) when it holds nothing."""
 
     def release(self, holder: str) -> bool:
-        """End the holder's lease uncounted; false (and no write) when it holds nothing."""
+        """End the holder's leases uncounted; false (and no write) when it holds nothing."""
 
-    def unit_of_work(self, message: MessageId, row: Row, encode: Any) -> AbstractContextManager[Work]:
-        """Open a transaction that commits business rows and the done record together."""
+    def unit_of_work(
+        self, message: MessageId, row: Row, encode: Any, claim: Claim | None = None
+    ) -> AbstractContextManager[Work]:
+        """Open a transaction that commits business rows and the done record, the key's too, together."""
 
     def read(self, message: MessageId) -> Row | None:
         """Return the row, for tools and tests."""
+
+    def find(self, text: str, most: int = 100) -> list[tuple[str, Row]]:
+        """Return the rows whose identity contains a text, at most so many, for tools."""
+
+    def count_purgeable(self, older_than: timedelta) -> int:
+        """Return how many rows :meth:`purge` would remove."""
+
+    def purge(self, older_than: timedelta) -> int:
+        """Remove rows that ended (done, dead, cancelled) longer ago than this, in batches that block nobody.
+
+        Returns:
+            How many were removed. A crash in between leaves the rest for the next purge.
+        """
 
     def create_schema(self) -> None:
         """Make ready what the store needs; safe when several processes start at once."""

@@ -47,6 +47,10 @@ class State(StrEnum):
     CANCELLED = "cancelled"
 
 
+#: From these no delivery goes on by itself; only such rows are ever purged.
+ENDED = (State.DONE, State.DEAD, State.CANCELLED)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
     """One message in the ledger.

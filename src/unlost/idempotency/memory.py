@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
-from unlost.core.settlement import Row, State
+from unlost.core.settlement import ENDED, Row, State
 from unlost.idempotency.records import RecordStore
 
 
@@ -23,6 +23,7 @@ class MemoryStore(RecordStore):
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._rows: dict[str, Row] = {}
+        self._changed: dict[str, float] = {}
         self._lock = threading.Lock()
 
     def __repr__(self) -> str:
@@ -33,6 +34,7 @@ class MemoryStore(RecordStore):
             if message in self._rows:
                 return self._rows[message], self._clock()
             self._rows[message] = replace(row, expires=self._clock() + lease.total_seconds())
+            self._changed[message] = self._clock()
             return self._rows[message], None
 
     def _replace(self, message: str, expected: Mapping[str, Any], row: Row) -> bool:
@@ -41,6 +43,7 @@ class MemoryStore(RecordStore):
             if present is None or any(getattr(present, name) != value for name, value in expected.items()):
                 return False
             self._rows[message] = row
+            self._changed[message] = self._clock()
             return True
 
     def _held_by(self, holder: str) -> tuple[str, Row] | None:
@@ -51,6 +54,19 @@ class MemoryStore(RecordStore):
     def _find(self, message: str) -> Row | None:
         with self._lock:
             return self._rows.get(message)
+
+    def _names(self) -> Iterator[str]:
+        with self._lock:
+            return iter(list(self._rows))
+
+    def _is_old(self, message: str, older_than: timedelta) -> bool:
+        row = self._rows.get(message)
+        ended = row is not None and row.state in ENDED
+        return ended and self._changed[message] + older_than.total_seconds() < self._clock()
+
+    def _remove(self, message: str, older_than: timedelta) -> bool:
+        with self._lock:
+            return self._is_old(message, older_than) and self._rows.pop(message, None) is not None
 
     def renew(self, holders: Collection[str], lease: timedelta) -> None:
         """Extend the leases of these holders at once."""

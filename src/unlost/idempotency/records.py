@@ -10,15 +10,17 @@ from __future__ import annotations
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import timedelta
+from itertools import islice
 from typing import Any
 
 from unlost.core import settlement
 from unlost.core.headers import Failure
 from unlost.core.ids import Generation, MessageId
+from unlost.core.keys import Claim
 from unlost.core.ports import Work
 from unlost.core.settlement import Admission, Delivery, Held, Limits, Resend, Row, Run, State
 from unlost.errors import ConfigurationError, LeaseLost
@@ -45,11 +47,23 @@ class RecordStore(ABC):
 
     @abstractmethod
     def _held_by(self, holder: str) -> tuple[str, Row] | None:
-        """Return the message that a holder holds, and its row."""
+        """Return a message that a holder holds, and its row."""
 
     @abstractmethod
     def _find(self, message: str) -> Row | None:
         """Return a row."""
+
+    @abstractmethod
+    def _names(self) -> Iterator[str]:
+        """Yield the identities of all rows."""
+
+    @abstractmethod
+    def _is_old(self, message: str, older_than: timedelta) -> bool:
+        """Whether a row ended longer ago than this."""
+
+    @abstractmethod
+    def _remove(self, message: str, older_than: timedelta) -> bool:
+        """Remove a row if it ended longer ago than this."""
 
     @abstractmethod
     def renew(self, holders: Collection[str], lease: timedelta) -> None:
@@ -92,9 +106,16 @@ class RecordStore(ABC):
         )
 
     def complete(
-        self, message: MessageId, row: Row, result: str | None, quietly: Failure | None = None
+        self,
+        message: MessageId,
+        row: Row,
+        result: str | None,
+        quietly: Failure | None = None,
+        claim: Claim | None = None,
     ) -> None:
-        """Mark the message done; a write of ours whose answer was lost finds itself."""
+        """Mark the message done, after its key; a write of ours whose answer was lost finds itself."""
+        if claim is not None:
+            self.complete(claim.key, claim.row, claim.seal(result))
         done = settlement.done(row, result=result, quietly=quietly)
         if not self._replace(str(message), _ours(row), done) and not _same(self.read(message), done):
             raise _lost(message, row)
@@ -152,15 +173,21 @@ class RecordStore(ABC):
         return self._end(holder, crashed=False)
 
     def _end(self, holder: str, *, crashed: bool) -> bool:
+        found = False
         while (held := self._held_by(holder)) is not None:
             message, row = held
             ended = settlement.crashed(row) if crashed else settlement.released(row)
-            # Again if a renewal came between.
-            if self._replace(message, _identity(row), ended):
-                return True
-        return False
+            # Asked again if a renewal came between, and for what else it holds.
+            found |= self._replace(message, _identity(row), ended)
+        return found
 
-    def unit_of_work(self, message: MessageId, row: Row, encode: Any) -> AbstractContextManager[Work]:  # noqa: ARG002
+    def unit_of_work(
+        self,
+        message: MessageId,
+        row: Row,  # noqa: ARG002
+        encode: Any,  # noqa: ARG002
+        claim: Claim | None = None,  # noqa: ARG002
+    ) -> AbstractContextManager[Work]:
         """Refuse: there is no transaction to join.
 
         Raises:
@@ -171,6 +198,19 @@ class RecordStore(ABC):
             f"and {self!r} does not: use a SQL store (sqlite, postgresql+psycopg, mariadb+pymysql), or "
             "leave unit_of_work() away and make the effect idempotent with self.idempotency_token"
         )
+
+    def find(self, text: str, most: int = 100) -> list[tuple[str, Row]]:
+        """Return the rows whose identity contains a text."""
+        names = sorted(islice((name for name in self._names() if text in name), most))
+        return [(name, row) for name in names if (row := self._find(name)) is not None]
+
+    def count_purgeable(self, older_than: timedelta) -> int:
+        """Return how many rows a purge would remove."""
+        return sum(self._is_old(name, older_than) for name in self._names())
+
+    def purge(self, older_than: timedelta) -> int:
+        """Remove what ended longer ago than this, one by one."""
+        return sum(self._remove(name, older_than) for name in self._names())
 
     def read(self, message: MessageId) -> Row | None:
         """Return a message's row."""

@@ -16,14 +16,15 @@ import json
 import os
 import threading
 import weakref
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import timedelta
 from typing import Any
 
 from unlost.core.headers import Failure
 from unlost.core.ids import Generation
-from unlost.core.settlement import Row, State
+from unlost.core.settlement import ENDED, Row, State
 from unlost.errors import ConfigurationError, StoreUnavailable
 from unlost.idempotency.records import RecordStore
 
@@ -31,7 +32,7 @@ from unlost.idempotency.records import RecordStore
 PATIENCE = timedelta(seconds=5)
 
 _PREFIX = "{unlost}:"
-_HOLDERS = _PREFIX + "holders"
+_HOLDERS = _PREFIX + "holder:"
 
 _CLOCK = """
 local time = redis.call('TIME')
@@ -39,7 +40,7 @@ local function after(seconds) return string.format('%.6f', time[1] + time[2] / 1
 local function stamp() return string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000)) end
 """
 
-# KEYS: record, holders. ARGV: lease, then field, value, ...
+# KEYS: record, what the sets of a holder's records begin with. ARGV: lease, then field, value, ...
 _INSERT = (
     _CLOCK
     + """
@@ -48,12 +49,12 @@ local expires, fields = after(ARGV[1]), {}
 for i = 2, #ARGV do fields[#fields + 1] = ARGV[i] end
 redis.call('HSET', KEYS[1], 'expires', expires, 'updated_ms', stamp(), unpack(fields))
 local holder = redis.call('HGET', KEYS[1], 'holder')
-if holder ~= '' then redis.call('HSET', KEYS[2], holder, KEYS[1]) end
+if holder ~= '' then redis.call('SADD', KEYS[2] .. holder, KEYS[1]) end
 return expires
 """
 )
 
-# KEYS: record, holders. ARGV: number of expected fields, then field, value, ...; then the same to write.
+# KEYS: as above. ARGV: number of expected fields, then field, value, ...; then the same to write.
 _REPLACE = (
     _CLOCK
     + """
@@ -68,31 +69,48 @@ for i = 2 * expected + 2, #ARGV do fields[#fields + 1] = ARGV[i] end
 redis.call('HSET', KEYS[1], 'updated_ms', stamp(), unpack(fields))
 local holder = redis.call('HGET', KEYS[1], 'holder')
 if before ~= holder then
-  if before ~= '' then redis.call('HDEL', KEYS[2], before) end
-  if holder ~= '' then redis.call('HSET', KEYS[2], holder, KEYS[1]) end
+  if before ~= '' then redis.call('SREM', KEYS[2] .. before, KEYS[1]) end
+  if holder ~= '' then redis.call('SADD', KEYS[2] .. holder, KEYS[1]) end
 end
 return 1
 """
 )
 
-# KEYS: holders. ARGV: lease, holder, ...
+# KEYS: what the sets of a holder's records begin with. ARGV: lease, holder, ...
 _RENEW = (
     _CLOCK
     + """
 local expires = after(ARGV[1])
 for i = 2, #ARGV do
-  local record = redis.call('HGET', KEYS[1], ARGV[i])
-  if record then redis.call('HSET', record, 'expires', expires) end
+  for _, record in ipairs(redis.call('SMEMBERS', KEYS[1] .. ARGV[i])) do
+    redis.call('HSET', record, 'expires', expires)
+  end
 end
 """
 )
 
-# KEYS: holders. ARGV: holder.
+# KEYS: what the sets of a holder's records begin with. ARGV: holder.
 _HELD = """
-local record = redis.call('HGET', KEYS[1], ARGV[1])
+local record = redis.call('SRANDMEMBER', KEYS[1] .. ARGV[1])
 if not record then return false end
 return {record, redis.call('HGETALL', record)}
 """
+
+# KEYS: record. ARGV: milliseconds since it ended, whether to remove it, states.
+_PURGE = (
+    _CLOCK
+    + """
+local state, updated = unpack(redis.call('HMGET', KEYS[1], 'state', 'updated_ms'))
+if not state or tonumber(updated) >= tonumber(stamp()) - tonumber(ARGV[1]) then return 0 end
+for i = 3, #ARGV do
+  if ARGV[i] == state then
+    if ARGV[2] == '1' then redis.call('DEL', KEYS[1]) end
+    return 1
+  end
+end
+return 0
+"""
+)
 
 _READ = "return redis.call('HGETALL', KEYS[1])"
 
@@ -137,6 +155,26 @@ class RedisStore(RecordStore):
         found = self._server.run(_READ, (_PREFIX + message,))
         return _row(found) if found else None
 
+    def _names(self) -> Iterator[str]:
+        cursor = "0"
+        while True:
+            cursor, keys = self._server.call("SCAN", cursor, "MATCH", _PREFIX + "*", "COUNT", 1000)
+            for key in keys:
+                if not key.startswith(_HOLDERS):
+                    yield key.removeprefix(_PREFIX)
+            if str(cursor) == "0":
+                return
+
+    def _is_old(self, message: str, older_than: timedelta) -> bool:
+        return self._purge(message, older_than, remove=False)
+
+    def _remove(self, message: str, older_than: timedelta) -> bool:
+        return self._purge(message, older_than, remove=True)
+
+    def _purge(self, message: str, older_than: timedelta, *, remove: bool) -> bool:
+        since = int(older_than.total_seconds() * 1000)
+        return bool(self._server.run(_PURGE, (_PREFIX + message,), since, int(remove), *ENDED))
+
     def renew(self, holders: Collection[str], lease: timedelta) -> None:
         """Extend the leases of these holders at once."""
         if holders:
@@ -177,24 +215,33 @@ class _Server:
         Raises:
             StoreUnavailable: The server cannot be reached or refused; whether the script ran is unknown.
         """
+        with self._errors():
+            digest = hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
+            try:
+                return self._send("EVALSHA", digest, len(keys), *keys, *arguments)
+            except self._no_script:
+                return self._send("EVAL", script, len(keys), *keys, *arguments)
+
+    def call(self, *command: Any) -> Any:
+        """Run a command; errors as :meth:`run`."""
+        with self._errors():
+            return self._send(*command)
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
         try:
-            return self._run(script, keys, arguments)
+            yield
         except self._failures as exc:
             self.close()
             raise StoreUnavailable(f"the store failed: {exc}") from exc
 
-    def _run(self, script: str, keys: tuple[str, ...], arguments: tuple[Any, ...]) -> Any:
+    def _send(self, *command: Any) -> Any:
         connection = getattr(self._held, "connection", None)
         if connection is None:
             connection = self._held.connection = self._pool.make_connection()
             connection.connect()  # type: ignore[no-untyped-call]
-        digest = hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
-        try:
-            connection.send_command("EVALSHA", digest, len(keys), *keys, *arguments)
-            return connection.read_response()
-        except self._no_script:
-            connection.send_command("EVAL", script, len(keys), *keys, *arguments)
-            return connection.read_response()
+        connection.send_command(*command)
+        return connection.read_response()
 
     def close(self) -> None:
         """Drop this thread's connection; the next call makes another."""

@@ -40,12 +40,18 @@ messages = Table(
     Index("ix_unlost_messages_holder", "holder"),
 )
 
+_ended = Index("ix_unlost_messages_ended", messages.c.state, messages.c.updated_ms)
+
 
 def _create(connection: Connection) -> None:
     metadata.create_all(connection, tables=[messages])
 
 
-MIGRATIONS = (Migration(1, _create),)
+def _index_ended(connection: Connection) -> None:
+    _ended.create(connection, checkfirst=True)
+
+
+MIGRATIONS = (Migration(1, _create), Migration(2, _index_ended))
 
 
 def to_columns(row: Row) -> dict[str, Any]:

@@ -15,20 +15,21 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any, TypeGuard
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, select
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm import Session
 
 from unlost.core import settlement
 from unlost.core.headers import Failure
 from unlost.core.ids import Generation, MessageId
+from unlost.core.keys import Claim
 from unlost.core.settlement import Admission, Delivery, Held, Limits, Resend, Row, Run, State
 from unlost.database.database import Database
 from unlost.database.errors import is_contention, is_passing, translated
 from unlost.database.migrations import migrate
 from unlost.errors import LeaseLost, StoreError, StoreUnavailable
 from unlost.idempotency.holder import is_gone, is_of_another_boot
-from unlost.idempotency.schema import MIGRATIONS, PART, failure_text, from_columns, to_columns
+from unlost.idempotency.schema import MIGRATIONS, PART, failure_text, from_columns, messages, to_columns
 from unlost.idempotency.statements import Statements
 
 logger = logging.getLogger(__name__)
@@ -127,11 +128,17 @@ class SqlStore:
         return is_gone(holder) or (self.database.dialect.single_host and is_of_another_boot(holder))
 
     def complete(
-        self, message: MessageId, row: Row, result: str | None, quietly: Failure | None = None
+        self,
+        message: MessageId,
+        row: Row,
+        result: str | None,
+        quietly: Failure | None = None,
+        claim: Claim | None = None,
     ) -> None:
         """Mark the message done. After the commit it is done for ever; before it, the lease stands."""
-        with self.database.autocommit() as connection:
+        with self.database.autocommit() if claim is None else self._transaction() as connection:
             if self._complete(connection, message, row, result, quietly):
+                self._complete_claim(connection, claim, result)
                 return
         # A write of ours whose answer was lost, and that is tried again, finds itself.
         present = self.read(message)
@@ -149,6 +156,10 @@ class SqlStore:
         values = {"result": result, "failure": failure_text(quietly)}
         ours = {"key": str(message), "held_token": row.token}
         return connection.execute(self._sql.complete, {**ours, **values}).rowcount == 1
+
+    def _complete_claim(self, connection: Connection, claim: Claim | None, result: str | None) -> None:
+        if claim is not None and not self._complete(connection, claim.key, claim.row, claim.seal(result)):
+            raise _lost(claim.key, claim.row)
 
     def cancel(self, message: MessageId, generation: Generation) -> bool:
         """Mark the message cancelled, for all its copies; false when it is done already."""
@@ -213,16 +224,19 @@ class SqlStore:
     def _end(self, holder: str, transition: Callable[[Row], Row]) -> bool:
         with self._transaction() as connection:
             # A locking read: the COMMIT of the child that died may still be under way.
-            found = connection.execute(self._sql.held_by, {"of_holder": holder}).mappings().one_or_none()
-            if found is None:
-                return False
-            ended = to_columns(transition(from_columns(found)))
-            connection.execute(self._sql.overwrite, {**ended, "key": found["message"]})
-            return True
+            held = connection.execute(self._sql.held_by, {"of_holder": holder}).mappings().all()
+            for found in held:
+                ended = to_columns(transition(from_columns(found)))
+                connection.execute(self._sql.overwrite, {**ended, "key": found["message"]})
+            return bool(held)
 
     @contextmanager
     def unit_of_work(
-        self, message: MessageId, row: Row, encode: Callable[[Any], str | None]
+        self,
+        message: MessageId,
+        row: Row,
+        encode: Callable[[Any], str | None],
+        claim: Claim | None = None,
     ) -> Iterator[SqlWork]:
         """Open a transaction for business rows; on exit the done record is written and all commits.
 
@@ -256,6 +270,7 @@ class SqlStore:
                     # Last before COMMIT: the row's lock is held for as short a time as can be.
                     if not self._complete(connection, message, row, result):
                         raise _lost(message, row)
+                    self._complete_claim(connection, claim, result)
             except StoreUnavailable as exc:
                 self._resolve_commit(message, row, exc)
 
@@ -284,6 +299,29 @@ class SqlStore:
         with self.database.autocommit() as connection:
             found = connection.execute(self._sql.read, {"key": str(message)}).mappings().one_or_none()
             return from_columns(found) if found else None
+
+    def find(self, text: str, most: int = 100) -> list[tuple[str, Row]]:
+        """Return the rows whose identity contains a text."""
+        matching = select(messages).where(messages.c.message.contains(text, autoescape=True))
+        with self.database.autocommit() as connection:
+            found = connection.execute(matching.order_by(messages.c.message).limit(most)).mappings().all()
+        return [(each["message"], from_columns(each)) for each in found]
+
+    def count_purgeable(self, older_than: timedelta) -> int:
+        """Return how many rows a purge would remove."""
+        with self.database.autocommit() as connection:
+            return connection.execute(self._sql.count_purgeable, _older(older_than)).scalar_one()
+
+    def purge(self, older_than: timedelta) -> int:
+        """Remove what ended longer ago than this; each batch is a transaction of one statement."""
+        removed = 0
+        while True:
+            with self.database.autocommit() as connection:
+                keys = connection.scalars(self._sql.purgeable, _older(older_than)).all()
+            if not keys:
+                return removed
+            with self.database.autocommit() as connection:
+                removed += connection.execute(self._sql.purge, {**_older(older_than), "keys": keys}).rowcount
 
     def close(self) -> None:
         """Close the connections."""
@@ -341,6 +379,10 @@ def _is_same_decision(present: Row, decided: Row) -> bool:
     """Whether what was just decided is there already, under another id: its answer was lost."""
     same = (present.state, present.token, present.failure) == (decided.state, decided.token, decided.failure)
     return same and present.failure is not None
+
+
+def _older(than: timedelta) -> dict[str, int]:
+    return {"older_ms": int(than.total_seconds() * 1000)}
 
 
 def _lost(message: MessageId, row: Row) -> LeaseLost:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from sqlalchemy import bindparam, exists, insert, literal, select, update
+from sqlalchemy import bindparam, delete, exists, func, insert, literal, select, update
 
-from unlost.core.settlement import State
+from unlost.core.settlement import ENDED, State
 from unlost.database.dialect import DatabaseDialect
 from unlost.idempotency.schema import messages
 
 _KEY = messages.c.message == bindparam("key")
 _COLUMNS = [column.name for column in messages.columns if column.name not in ("message", "updated_ms")]
+
+#: How many rows one purging transaction removes.
+BATCH = 500
 
 
 class Statements:
@@ -66,6 +69,16 @@ class Statements:
             select(messages.c.message)
             .where(messages.c.holder.in_(bindparam("holders", expanding=True)), leased)
             .with_for_update(skip_locked=True)
+        )
+        ended = messages.c.state.in_([state.value for state in ENDED])
+        old = messages.c.updated_ms < wall - bindparam("older_ms", type_=messages.c.updated_ms.type)
+        #: In the order of its index; nothing is locked, and no transaction outlasts a batch.
+        self.purgeable = (
+            select(messages.c.message).where(ended, old).order_by(messages.c.updated_ms).limit(BATCH)
+        )
+        self.count_purgeable = select(func.count()).select_from(messages).where(ended, old)
+        self.purge = delete(messages).where(
+            messages.c.message.in_(bindparam("keys", expanding=True)), ended, old
         )
         self.renew = (
             update(messages)

@@ -9,6 +9,7 @@ from typing import Any
 from unlost.core import headers as h
 from unlost.core.headers import Origin
 from unlost.core.ids import MessageId
+from unlost.core.keys import Claim
 from unlost.core.message import Outgoing
 from unlost.core.settlement import Admission, Row
 from unlost.errors import ClaimLost
@@ -26,9 +27,10 @@ class Attempt:
     ``row`` is the granted lease, or the recorded outcome that is repeated. ``decided`` is set once the
     attempt has ended in a retry or a letter, ``completed`` once its effect is committed, ``fenced`` when
     somebody else took the message over, ``crashed`` when the body raised what would have ended the
-    process. ``in_process`` counts the attempts that the body made beyond its first. ``dispatched`` counts
-    up to ``successors`` as links and the next task of a chain are confirmed.
-    ``lost`` says why the payload that the delivery refers to cannot be had.
+    process. ``in_process`` counts the attempts that the body made beyond its first. ``claim`` is the key that
+    it holds, and ``journalled`` says that it began a step. ``dispatched`` counts up to ``successors`` as
+    links and the next task of a chain are confirmed. ``lost`` says why the payload that the delivery refers
+    to cannot be had.
     """
 
     message: MessageId
@@ -50,6 +52,8 @@ class Attempt:
     decided: Row | None = None
     result: Any = None
     lost: ClaimLost | None = None
+    claim: Claim | None = None
+    journalled: bool = False
 
     @property
     def number(self) -> int:

@@ -21,11 +21,13 @@ from pydantic import ValidationError
 from unlost.core import headers as h
 from unlost.core.clock import epoch_ms, from_epoch_ms
 from unlost.core.headers import Failure
+from unlost.core.keys import Recorded
 from unlost.core.retry import GiveUp, RetryPolicy, TryAgain
 from unlost.core.settlement import AlreadyDone, Resend
-from unlost.errors import LeaseLost, StoreUnavailable
+from unlost.errors import LeaseLost, StoreError, StoreUnavailable
 from unlost.tasks.attempt import Attempt
 from unlost.tasks.inprocess import since_start
+from unlost.tasks.keys import Duplicate, KeyConflict, KeyHeld, claim
 from unlost.tasks.patience import while_store_is_down
 from unlost.tasks.results import decode_result, encode_result
 from unlost.tasks.runtime import Runtime
@@ -34,6 +36,9 @@ if TYPE_CHECKING:
     from unlost.tasks.task import ReliableTask
 
 logger = logging.getLogger(__name__)
+
+#: The token of a message that had no row.
+FIRST_TOKEN = 1
 
 REQUEUE_DELAY = timedelta(seconds=1)
 
@@ -48,6 +53,10 @@ class RecordedFailure(Exception):
 
 class Expired(Exception):
     """The message was to be run before a time that has passed."""
+
+
+class TooOld(Exception):
+    """Nobody can tell whether the message has run."""
 
 
 class Spent(Exception):
@@ -94,7 +103,10 @@ def _forget_errbacks(task: ReliableTask) -> None:
 
 def _run(task: ReliableTask, runtime: Runtime, attempt: Attempt, args: Any, kwargs: Any) -> Any:
     try:
-        returned = _invoke(task, attempt, args, kwargs)
+        done = _claim(task, runtime, attempt, args, kwargs)
+        if done is not None:
+            return _finish_duplicate(task, runtime, attempt, done)
+        returned = _invoke(task, args, kwargs)
         result = encode_result(returned)
     except (MemoryError, SystemExit, KeyboardInterrupt, GeneratorExit) as exc:
         if attempt.completed and not _ends_the_worker(exc):
@@ -103,6 +115,9 @@ def _run(task: ReliableTask, runtime: Runtime, attempt: Attempt, args: Any, kwar
         _crash(runtime, attempt, exc)
     except LeaseLost:
         raise
+    except KeyHeld as exc:
+        _let_go(runtime, attempt)
+        raise LeaseLost(str(exc)) from exc
     except Exception as exc:
         if attempt.completed:
             logger.exception("%s raised after its unit of work had committed: it is done", attempt.message)
@@ -118,6 +133,48 @@ def _run(task: ReliableTask, runtime: Runtime, attempt: Attempt, args: Any, kwar
     return _finish(task, attempt)
 
 
+def _claim(task: ReliableTask, runtime: Runtime, attempt: Attempt, args: Any, kwargs: Any) -> Recorded | None:
+    """Claim the key; nobody claims anything for a message that is not to run."""
+    expires = attempt.headers.get(h.EXPIRES)
+    if isinstance(expires, int) and datetime.now(UTC) > from_epoch_ms(expires):
+        raise Expired(f"expired at {from_epoch_ms(expires).isoformat()}")
+    _refuse_too_old(runtime, attempt)
+    try:
+        return claim(task, runtime, attempt, args, kwargs)
+    except (ValidationError, TypeError) as exc:
+        raise InvalidPayload(str(exc)) from exc
+
+
+def _refuse_too_old(runtime: Runtime, attempt: Attempt) -> None:
+    """Refuse a message without a row that is older than what the store remembers: it may have run."""
+    age = timedelta(milliseconds=h.age_ms_of(attempt.headers, epoch_ms(datetime.now(UTC))))
+    retention = runtime.settings.retention
+    if attempt.row.token == FIRST_TOKEN and age > retention and h.RUN_AGAIN not in attempt.headers:
+        raise TooOld(
+            f"{attempt.message} has no row and is {age.days} days old, and the store forgets after "
+            f"{retention.days}: it may have run; look, and send it back with {h.RUN_AGAIN} to run it"
+        )
+
+
+def _finish_duplicate(task: ReliableTask, runtime: Runtime, attempt: Attempt, done: Recorded) -> Any:
+    """End a message whose work another has done, as the task says."""
+    if task.on_duplicate == "raise":
+        raise Duplicate(f"{attempt.message}: the work of its key was done by {done.message}")
+    if task.on_duplicate == "ignore":
+        # Recorded as quiet by whoever catches it: a message that is done would go on to its links.
+        raise Ignore(f"{attempt.message}: the work of its key was done by {done.message}")
+    _complete(runtime, attempt, done.result)
+    return _finish(task, attempt)
+
+
+def _let_go(runtime: Runtime, attempt: Attempt) -> None:
+    """End what the attempt still holds; if that fails it expires."""
+    try:
+        runtime.ledger.release(attempt.row.holder or "")
+    except StoreError as exc:
+        logger.warning("%s: its lease was not released and will expire: %s", attempt.message, exc)
+
+
 def _finish(task: ReliableTask, attempt: Attempt) -> Any:
     """Return the result as every later delivery will read it, so that links receive the same."""
     _forget_errbacks(task)
@@ -127,16 +184,14 @@ def _finish(task: ReliableTask, attempt: Attempt) -> Any:
 def _complete(runtime: Runtime, attempt: Attempt, result: str | None, quietly: Failure | None = None) -> None:
     patience = runtime.settings.settle_patience
     while_store_is_down(
-        lambda: runtime.ledger.complete(attempt.message, attempt.row, result, quietly), patience
+        lambda: runtime.ledger.complete(attempt.message, attempt.row, result, quietly, attempt.claim),
+        patience,
     )
     attempt.result = result
     attempt.completed = True
 
 
-def _invoke(task: ReliableTask, attempt: Attempt, args: Any, kwargs: Any) -> Any:
-    expires = attempt.headers.get(h.EXPIRES)
-    if isinstance(expires, int) and datetime.now(UTC) > from_epoch_ms(expires):
-        raise Expired(f"expired at {from_epoch_ms(expires).isoformat()}")
+def _invoke(task: ReliableTask, args: Any, kwargs: Any) -> Any:
     if task.payload is None:
         return task.run(*args, **kwargs)
     try:
@@ -191,8 +246,16 @@ def decide(runtime: Runtime, attempt: Attempt, exc: Exception, verdict: TryAgain
     Raises:
         LeaseLost: Somebody took the message over; nothing was written.
     """
-    ledger, patience = runtime.ledger, runtime.settings.settle_patience
     cause: Exception = exc.exc if isinstance(exc, Retry | Spent) and isinstance(exc.exc, Exception) else exc
+    ending = _decided(runtime, attempt, cause, verdict)
+    if attempt.claim is not None or attempt.journalled:
+        # Its key is free again: whoever brings it next does the work.
+        _let_go(runtime, attempt)
+    return ending
+
+
+def _decided(runtime: Runtime, attempt: Attempt, cause: Exception, verdict: TryAgain | GiveUp) -> Exception:
+    ledger, patience = runtime.ledger, runtime.settings.settle_patience
     if isinstance(verdict, TryAgain):
         due = datetime.now(UTC) + verdict.after
         failure, due_ms = failure_of(cause, "retry"), epoch_ms(due)
@@ -221,6 +284,12 @@ def verdict_of(policy: RetryPolicy, attempt: Attempt, exc: Exception) -> TryAgai
         return GiveUp("expired")
     if isinstance(exc, InvalidPayload):
         return GiveUp("invalid-payload")
+    if isinstance(exc, TooOld):
+        return GiveUp("too-old")
+    if isinstance(exc, KeyConflict):
+        return GiveUp("key-conflict")
+    if isinstance(exc, Duplicate):
+        return GiveUp("duplicate")
     try:
         return policy.decide(
             exc,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -17,10 +17,13 @@ from tenacity.wait import wait_base
 
 from unlost.core.retry import RetryPolicy
 from unlost.errors import ConfigurationError, RetryLater
+from unlost.tasks import journal
 from unlost.tasks.attempt import Attempt
 from unlost.tasks.body import Spent, perform
 from unlost.tasks.bulk import Bulk, Progress, Renderer, publish_all, refuse_shared_id
 from unlost.tasks.inprocess import retrying, since_start
+from unlost.tasks.journal import token_of
+from unlost.tasks.keys import Key, OnDuplicate
 from unlost.tasks.results import encode_result
 from unlost.tasks.runtime import Runtime, has_runtime, runtime_of
 from unlost.tasks.template import can_fill_in
@@ -41,6 +44,11 @@ class ReliableTask(Task):
         queue: The declared work queue that its messages go to.
         payload: A pydantic model; ``delay(**fields)`` or ``delay(instance)`` is validated before it is
             published, and ``run`` receives the instance.
+        key: What makes two messages the same work: the name of an argument (of the payload's field), a tuple
+            of names, a callable that gets all arguments by name, or ``None`` for the task id.
+        key_space: Whose keys these are; the task's own name unless tasks are to share them.
+        on_duplicate: What becomes of a message whose key's work another has done: ``return`` the recorded
+            result (its links run), ``ignore`` it (they do not), or ``raise`` and dead-letter it.
         secrets: Names of arguments that tools hide when they show a dead letter; fields of type
             ``SecretStr`` are hidden anyway. Nothing is changed in the message.
         retry: A :class:`unlost.core.retry.RetryPolicy`. Without one the app's is used; without that a
@@ -61,6 +69,9 @@ class ReliableTask(Task):
     payload: ClassVar[type[BaseModel] | None] = None
     retry_policy: ClassVar[RetryPolicy | None] = None
     secrets: ClassVar[tuple[str, ...]] = ()
+    key: ClassVar[Key] = None
+    key_space: ClassVar[str | None] = None
+    on_duplicate: ClassVar[OnDuplicate] = "return"
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -69,6 +80,10 @@ class ReliableTask(Task):
             cls.retry_policy = policy
             # Celery's method of that name comes back into sight.
             del cls.retry
+        own_key = cls.__dict__.get("key")
+        if callable(own_key):
+            # Or it would be bound as a method.
+            cls.key = staticmethod(own_key)
         if cls.__dict__.get("payload") is not None:
             # The model checks the arguments; run's own signature takes the instance.
             cls.typing = False
@@ -260,6 +275,40 @@ class ReliableTask(Task):
         """
         return self._runtime.outbox.apply_async(place, self, args, kwargs)
 
+    @property
+    def idempotency_token(self) -> str:
+        """Return a token for an external API's own de-duplication: one for all runs of this piece of work.
+
+        It is the same for every attempt, copy and redrive of the message, and for all messages of its key.
+
+        Raises:
+            ConfigurationError: There is no running attempt.
+        """
+        return token_of(self._running("idempotency_token"))
+
+    def checkpoint(self, name: str, act: Callable[[], Any]) -> Any:
+        """Do a step once, and from then on return its recorded result without doing it again.
+
+        For calls of others that no transaction of ours can take back. Between the call's success and the
+        record of it lies a moment in which a crash makes the next attempt call again: pass
+        :attr:`idempotency_token` along.
+
+        Args:
+            name: Of the step, unique in this task.
+            act: The step; what it returns must be JSON or a model, and is returned as later runs will see it.
+
+        Raises:
+            ConfigurationError: There is no running attempt.
+            LeaseLost: An earlier attempt that was taken over is still at it.
+        """
+        return journal.checkpoint(self._runtime, self._running("checkpoint()"), name, act)
+
+    def _running(self, what: str) -> Attempt:
+        attempt = self._current
+        if attempt is None:
+            raise ConfigurationError(f"{self.name}: {what} needs an attempt run by a worker")
+        return attempt
+
     @contextmanager
     def unit_of_work(self) -> Iterator[UnitOfWork]:
         """Open the transaction in which the effect and the done record commit together.
@@ -275,12 +324,11 @@ class ReliableTask(Task):
         Crash safety:
             A crash before the commit leaves nothing; after it, only the successors are dispatched again.
         """
-        attempt = self._current
-        if attempt is None:
-            raise ConfigurationError(f"{self.name}: unit_of_work() needs an attempt run by a worker")
+        attempt = self._running("unit_of_work()")
         if attempt.completed:
             raise ConfigurationError(f"{self.name}: a run has one unit of work, and this one had it")
-        with self._runtime.ledger.unit_of_work(attempt.message, attempt.row, encode_result) as work:
+        ledger = self._runtime.ledger
+        with ledger.unit_of_work(attempt.message, attempt.row, encode_result, attempt.claim) as work:
             ours = UnitOfWork(work, self._runtime.outbox)
             yield ours
             work.result = ours.result
@@ -325,6 +373,7 @@ def refuse_unsafe(task: type[ReliableTask], runtime: Runtime) -> None:
     """
     if task.queue is not None:
         runtime.topology.work_queue(task.queue)
+    _refuse_unknown_key(task)
     if "late_ack" in runtime.settings.dangerously_without:
         return
     for name in ("acks_late", "acks_on_failure", "reject_on_worker_lost", "Request"):
@@ -332,4 +381,18 @@ def refuse_unsafe(task: type[ReliableTask], runtime: Runtime) -> None:
             raise ConfigurationError(
                 f"task {task.name}: {name}={found!r} contradicts ReliableTask, which needs {needed!r}: "
                 "otherwise a killed process loses the task. Remove the attribute."
+            )
+
+
+def _refuse_unknown_key(task: type[ReliableTask]) -> None:
+    """Refuse a key that the payload does not have."""
+    key, payload = task.key, task.payload
+    if payload is None or not isinstance(key, str | tuple):
+        return
+    names = (key,) if isinstance(key, str) else key
+    for name in names:
+        if name not in payload.model_fields:
+            raise ConfigurationError(
+                f"task {task.name}: key={key!r}, but {payload.__name__} has no field {name!r}; "
+                f"it has {', '.join(payload.model_fields)}"
             )

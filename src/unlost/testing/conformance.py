@@ -31,6 +31,7 @@ import pytest
 
 from unlost.core.headers import Failure
 from unlost.core.ids import Generation, MessageId
+from unlost.core.keys import Claim, key_id, recorded
 from unlost.core.ports import Ledger
 from unlost.core.settlement import (
     Admission,
@@ -418,6 +419,76 @@ class LedgerConformance:
         assert not ledger.end_crashed("me")
         assert read(ledger) == decided
 
+    # --- two rows of one holder
+
+    def test_all_leases_of_a_holder_end_together(self, ledger: Ledger, pass_time: PassTime) -> None:
+        """A holder may hold a message and its key: both are renewed, and end with one call."""
+        granted(ledger, holder="me")
+        granted(ledger, OTHER, holder="me")
+        pass_time(8)
+        ledger.renew(["me"], LEASE)
+        pass_time(8)
+        assert isinstance(acquire(ledger), Held)
+        assert isinstance(acquire(ledger, OTHER), Held)
+
+        assert ledger.release("me")
+        assert granted(ledger).lost == granted(ledger, OTHER).lost == 0
+
+    def test_message_and_key_are_done_together(self, ledger: Ledger) -> None:
+        """The claimed key records result and fingerprint, and is found by whoever brings it next."""
+        key = key_id("shop.charge", {"order": 5})
+        row, record = granted(ledger, holder="me"), granted(ledger, key, holder="me")
+        claim = Claim(key, record, "f00d", MESSAGE)
+
+        ledger.complete(MESSAGE, row, "5", None, claim)
+        ledger.complete(MESSAGE, row, "5", None, claim)
+
+        admission = acquire(ledger, key)
+        assert isinstance(admission, AlreadyDone)
+        assert recorded(admission.row.result or "") == ("f00d", str(MESSAGE), "5")
+        assert read(ledger).state is State.DONE
+
+    def test_a_key_that_was_taken_over_fences_its_message(self, ledger: Ledger) -> None:
+        """Who lost the key cannot complete the message either, though nobody took that."""
+        row, record = granted(ledger, holder="me"), granted(ledger, OTHER, holder="mine")
+        ledger.release("mine")
+        current = granted(ledger, OTHER)
+
+        with pytest.raises(LeaseLost):
+            ledger.complete(MESSAGE, row, "5", None, Claim(OTHER, record, "f00d", MESSAGE))
+        assert read(ledger) == row
+        assert read(ledger, OTHER) == current
+
+    # --- tools
+
+    def test_rows_are_found_by_a_part_of_their_name(self, ledger: Ledger) -> None:
+        """An operator looks for an id or a task; what has a meaning in patterns is taken by the letter."""
+        for message in (MESSAGE, OTHER, MessageId("shop.refund", "100%_m*")):
+            granted(ledger, message)
+
+        assert [name for name, _ in ledger.find("shop.charge[")] == [str(MESSAGE), str(OTHER)]
+        assert [name for name, _ in ledger.find("%_m*")] == ["shop.refund[100%_m*]"]
+        assert len(ledger.find("shop", most=2)) == 2
+        assert dict(ledger.find("shop.charge[m]")) == {str(MESSAGE): read(ledger)}
+
+    def test_only_what_ended_long_ago_is_purged(self, ledger: Ledger) -> None:
+        """Done, dead and cancelled rows go; leased and waiting ones stay however old."""
+        rows = {
+            name: MessageId("shop.charge", name)
+            for name in ("done", "dead", "cancelled", "waiting", "leased")
+        }
+        ledger.complete(rows["done"], granted(ledger, rows["done"]), None)
+        ledger.decide_dead(rows["dead"], granted(ledger, rows["dead"]), failure=FAILURE)
+        ledger.cancel(rows["cancelled"], FIRST)
+        ledger.decide_waiting(rows["waiting"], granted(ledger, rows["waiting"]), due_ms=1, failure=FAILURE)
+        granted(ledger, rows["leased"])
+        time.sleep(0.05)
+
+        assert ledger.count_purgeable(timedelta(hours=1)) == ledger.purge(timedelta(hours=1)) == 0
+        assert ledger.count_purgeable(timedelta(milliseconds=10)) == 3
+        assert ledger.purge(timedelta(milliseconds=10)) == 3
+        assert [name for name, row in rows.items() if ledger.read(row)] == ["waiting", "leased"]
+
     # --- unit of work
 
     def test_a_unit_of_work_completes(self, ledger: Ledger) -> None:
@@ -431,6 +502,26 @@ class LedgerConformance:
             work.result = 5
 
         assert (read(ledger).state, read(ledger).result) == (State.DONE, "5")
+
+    def test_a_unit_of_work_completes_the_key(self, ledger: Ledger) -> None:
+        """Message and key commit together, or, if the key was lost, not at all."""
+        if "unit_of_work" not in self.can:
+            return
+        row, record = granted(ledger, holder="me"), granted(ledger, OTHER, holder="mine")
+        ledger.release("mine")
+        granted(ledger, OTHER, holder="another")
+        with (
+            pytest.raises(LeaseLost),
+            ledger.unit_of_work(MESSAGE, row, str, Claim(OTHER, record, "f", MESSAGE)),
+        ):
+            pass
+        assert read(ledger) == row
+
+        ledger.release("another")
+        claim = Claim(OTHER, granted(ledger, OTHER), "f", MESSAGE)
+        with ledger.unit_of_work(MESSAGE, row, str, claim) as work:
+            work.result = 5
+        assert recorded(read(ledger, OTHER).result or "").result == read(ledger).result == "5"
 
     def test_a_unit_of_work_that_fails_does_not(self, ledger: Ledger) -> None:
         """An exception leaves the lease as it was."""

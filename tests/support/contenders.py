@@ -67,17 +67,17 @@ class Contender:
     def __init__(self, url: str, folder: Path, number: int, fates: list[Doom]) -> None:
         self._store = open_store(url, lease=LEASE)
         self._notes = (folder / f"{number}.jsonl").open("a")
-        self._chance = random.Random(number)  # noqa: S311 - a choice, no secret
+        self._chance = random.Random(number)
         self._doom = fates[number]
         self._to_strike = sum(fate is not None for fate in fates)
         self._folder = folder
         self._number = number
         self._message = MessageId("race", "")
         if isinstance(self._store, SqlStore):
-            event.listen(self._store.engine, "commit", self._on_commit)
+            event.listen(self._store.engine, "commit", self._before_commit)
         self._in_work = False
 
-    def _on_commit(self, _connection: object) -> None:
+    def _before_commit(self, _connection: object) -> None:
         if self._in_work:
             self._reach("committing")
 

@@ -1,0 +1,181 @@
+"""``make bench-idempotency``: what the ledger costs, as a ratio to plain Celery with the same guarantees.
+
+For each store a queue is filled, then a worker of two processes empties it; throughput is measured from the
+tenth part on, when all processes are at work. The runs of a pair (plain, unlost) alternate, and the median of
+each counts, so that a machine that grows slower strikes both. A pair runs the same body: nothing at all, or
+one row written, by plain Celery in a transaction of its own in the same database.
+
+SQLite is at ``synchronous=FULL``, PostgreSQL at ``synchronous_commit=on``, Redis at ``appendfsync always``.
+``no_store`` is the memory store: all of unlost but the way to a server.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import click
+from kombu import Connection
+
+from benchmarks import latency
+from unlost.broker.apply import apply
+from unlost.broker.management import Management
+from unlost.database.database import Database
+from unlost.testing.brokers import Vhost, start_broker
+from unlost.testing.stores import start_store
+from unlost.testing.waiting import wait_until
+
+PATIENCE = timedelta(minutes=5)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """What is compared: a task on unlost with a store, and on plain Celery."""
+
+    name: str
+    kind: str
+    task: str
+
+
+PAIRS = (
+    Pair("no_store_vs_hardened_celery", "memory", "bench.nothing"),
+    Pair("redis_vs_hardened_celery", "redis", "bench.nothing"),
+    Pair("postgresql_unit_of_work_vs_hardened_celery", "postgresql", "bench.write_row"),
+    Pair("sqlite_vs_hardened_celery", "sqlite", "bench.write_row"),
+)
+
+
+@click.command()
+@click.option("--tasks", type=int, default=1500, show_default=True, help="In each run.")
+@click.option("--rounds", type=int, default=3, show_default=True, help="Of each pair.")
+@click.option("--prefetch", type=int, default=1, show_default=True, help="The prefetch multiplier.")
+def main(tasks: int, rounds: int, prefetch: int) -> None:
+    """Measure; the last line is one JSON object of ratios."""
+    ratios: dict[str, float] = {}
+    with start_broker(environ=os.environ) as broker, ExitStack() as stack:
+        stores = {
+            kind: stack.enter_context(url_of(kind)) for kind in ("memory", "redis", "postgresql", "sqlite")
+        }
+        for pair in PAIRS:
+            plain, safe = [], []
+            for _ in range(rounds):
+                with broker.fresh_vhost() as vhost:
+                    plain.append(throughput(vhost, pair, "", stores[pair.kind], tasks, prefetch))
+                with broker.fresh_vhost() as vhost:
+                    safe.append(throughput(vhost, pair, stores[pair.kind], "", tasks, prefetch))
+            a, b = statistics.median(plain), statistics.median(safe)
+            ratios[pair.name] = round(b / a, 3)
+            click.echo(f"{pair.name}: {a:.0f}/s plain, {b:.0f}/s unlost (prefetch multiplier {prefetch})")
+        for kind, url in stores.items():
+            p50, p99 = latency.of(url)
+            click.echo(f"{kind}: acquire and complete take {p50:.2f} ms (p50), {p99:.2f} ms (p99)")
+    click.echo(json.dumps(ratios))
+
+
+@contextmanager
+def url_of(kind: str) -> Iterator[str]:
+    """Yield the URL of an empty store of a kind."""
+    if kind == "memory":
+        yield "memory://"
+    elif kind == "sqlite":
+        with tempfile.TemporaryDirectory() as folder:
+            yield f"sqlite:///{folder}/bench.sqlite"
+    else:
+        with start_store(kind, os.environ) as server, server.fresh() as url:
+            yield url
+
+
+def throughput(vhost: Vhost, pair: Pair, store: str, database: str, tasks: int, prefetch: int) -> float:
+    """Fill the queue, let a worker empty it, and return tasks a second."""
+    with tempfile.TemporaryDirectory() as folder:
+        times = Path(folder) / "times"
+        times.mkdir()
+        environ = {
+            **os.environ,
+            "CELERY_BROKER_URL": vhost.amqp_url,
+            "BENCH_STORE": store,
+            "BENCH_PREFETCH": str(prefetch),
+            "BENCH_TIMES": str(times),
+        }
+        if pair.task == "bench.write_row":
+            make_table(store or database)
+            environ["BENCH_DATABASE"] = database or store
+        declare(vhost, store)
+        fill(environ, pair.task, tasks)
+        with worker(environ, Path(folder) / "log"):
+            wait_until(lambda: len(moments(times)) >= tasks, PATIENCE, f"{tasks} tasks are done")
+        measured = moments(times)[tasks // 10 :]
+        return (len(measured) - 1) / (measured[-1] - measured[0])
+
+
+def make_table(url: str) -> None:
+    """Make the table that the bodies write to."""
+    opened = Database(url)
+    with opened.transaction() as connection:
+        connection.exec_driver_sql("DROP TABLE IF EXISTS bench_rows")
+        kind = "SERIAL" if opened.dialect.name == "postgresql" else "INTEGER"
+        connection.exec_driver_sql(f"CREATE TABLE bench_rows (id {kind} PRIMARY KEY, number INTEGER)")
+    opened.dispose()
+
+
+def declare(vhost: Vhost, store: str) -> None:
+    """Declare what the run needs: the topology, or one quorum queue."""
+    if store:
+        from unlost.topology.model import Topology, WorkQueue
+
+        topology = Topology(name="bench", queues={"bench.work": WorkQueue()})
+        with Management(vhost.management_url, vhost.name) as management:
+            apply(topology, management)
+        return
+    with Connection(vhost.amqp_url) as connection:
+        connection.default_channel.queue_declare(
+            "bench.work", durable=True, auto_delete=False, arguments={"x-queue-type": "quorum"}
+        )
+
+
+def fill(environ: Mapping[str, str], task: str, tasks: int) -> None:
+    """Publish all tasks."""
+    code = f"""
+from benchmarks.app import app
+task = app.tasks[{task!r}]
+for number in range({tasks}):
+    task.apply_async((number,), queue="bench.work")
+"""
+    subprocess.run([sys.executable, "-c", code], env=dict(environ), check=True)
+
+
+@contextmanager
+def worker(environ: Mapping[str, str], log: Path) -> Iterator[None]:
+    """Run a worker of two processes."""
+    command = [sys.executable, "-m", "celery", "-A", "benchmarks.app:app", "worker", "--concurrency=2"]
+    flags = ["--without-gossip", "--without-mingle", "--without-heartbeat", "--loglevel=ERROR"]
+    with log.open("wb") as out:
+        process = subprocess.Popen([*command, *flags], env=dict(environ), stdout=out, stderr=out)
+        try:
+            yield
+        finally:
+            process.terminate()
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def moments(folder: Path) -> list[float]:
+    """Return when each task ended, in order; a line that is just being written does not count."""
+    texts = [path.read_text() for path in folder.iterdir()]
+    return sorted(float(line) for text in texts for line in text[: text.rfind("\n") + 1].splitlines())
+
+
+if __name__ == "__main__":
+    main()
