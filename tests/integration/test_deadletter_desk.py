@@ -96,7 +96,8 @@ def dies_again(channel: amqp.Channel, message: amqp.Message) -> None:
 
 def test_a_redriven_message_is_as_good_as_new(vhost: Vhost, desk: DeadLetters) -> None:
     """It goes to the queue it died in under the same id, one redrive later, with nothing of its death."""
-    put(vhost.amqp_url, [a_letter("m1", **{h.CRASHES: 3, "x-unlost-holds": 2})])
+    past: dict[str, Any] = {h.CRASHES: 3, "x-unlost-holds": 2}
+    put(vhost.amqp_url, [a_letter("m1", **past)])
     report = desk.redrive(LETTERS, **BLIND)
     assert (report.sent, report.is_clean) == (1, True)
     (message,) = drained(vhost, WORK)
