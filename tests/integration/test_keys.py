@@ -92,6 +92,11 @@ def test_what_is_older_than_the_memory_is_a_letter(shop: Bench) -> None:
     assert shop.effects() == {}
 
     [(headers, body)] = shop.letters()
+    shop.publish_raw(body, headers, content_type="application/json", content_encoding="utf-8")
+    shop.wait_for(lambda: len(shop.letters()) == 2, "sent back without a word, it is a letter again")
+    assert shop.effects() == {}
+
+    _, (headers, body) = shop.letters()
     headers["x-unlost-run-again"] = True
     shop.publish_raw(body, headers, content_type="application/json", content_encoding="utf-8")
     shop.wait_for(lambda: shop.effects()["a"] == 1, "it ran at the operator's word")

@@ -49,7 +49,6 @@ DEATH_CODE_VERSION = "x-unlost-death-code-version"
 #: What a redrive notes on the message, so that a letter which comes back tells of it.
 REDRIVEN_AT = "x-unlost-redriven-at"
 REDRIVEN_FOR = "x-unlost-redriven-for"
-RUN_AGAIN = "x-unlost-run-again"
 _DEATH = "x-unlost-death-"
 
 CURRENT_VERSION = 1

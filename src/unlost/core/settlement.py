@@ -36,6 +36,9 @@ from enum import StrEnum
 from unlost.core.headers import Failure
 from unlost.core.ids import Generation, MessageId
 
+#: Why a message without a row that is older than the store's memory is dead.
+TOO_OLD = "too-old"
+
 
 class State(StrEnum):
     """Where a message stands."""
@@ -207,6 +210,8 @@ def _granted(
         crashes=row.crashes if row and same_redrive else 0,
         lost=row.lost if row and same_redrive else 0,
         started_ms=row.started_ms if row and same_redrive else now_ms,
+        # It may have run before the store forgot it; sending its letter back is no proof that it has not.
+        failure=row.failure if row and row.failure and row.failure.reason == TOO_OLD else None,
     )
 
 

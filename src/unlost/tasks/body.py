@@ -23,7 +23,7 @@ from unlost.core.clock import epoch_ms, from_epoch_ms
 from unlost.core.headers import Failure
 from unlost.core.keys import Recorded
 from unlost.core.retry import GiveUp, RetryPolicy, TryAgain
-from unlost.core.settlement import AlreadyDone, Resend
+from unlost.core.settlement import TOO_OLD, AlreadyDone, Resend
 from unlost.errors import LeaseLost, StoreError, StoreUnavailable
 from unlost.tasks.attempt import Attempt
 from unlost.tasks.inprocess import since_start
@@ -146,10 +146,11 @@ def _claim(task: ReliableTask, runtime: Runtime, attempt: Attempt, args: Any, kw
 
 
 def _refuse_too_old(runtime: Runtime, attempt: Attempt) -> None:
-    """Refuse a message without a row that is older than what the store remembers: it may have run."""
+    """Refuse a message that is older than the store's memory and unknown to it: it may have run."""
     age = timedelta(milliseconds=h.age_ms_of(attempt.headers, epoch_ms(datetime.now(UTC))))
     retention = runtime.settings.retention
-    if attempt.row.token == FIRST_TOKEN and age > retention and h.RUN_AGAIN not in attempt.headers:
+    is_unknown = attempt.row.token == FIRST_TOKEN or attempt.row.failure is not None
+    if is_unknown and age > retention and h.RUN_AGAIN not in attempt.headers:
         raise TooOld(
             f"{attempt.message} has no row and is {age.days} days old, and the store forgets after "
             f"{retention.days}: it may have run; look, and send it back with {h.RUN_AGAIN} to run it"
@@ -285,7 +286,7 @@ def verdict_of(policy: RetryPolicy, attempt: Attempt, exc: Exception) -> TryAgai
     if isinstance(exc, InvalidPayload):
         return GiveUp("invalid-payload")
     if isinstance(exc, TooOld):
-        return GiveUp("too-old")
+        return GiveUp(TOO_OLD)
     if isinstance(exc, KeyConflict):
         return GiveUp("key-conflict")
     if isinstance(exc, Duplicate):
