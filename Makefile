@@ -3,7 +3,7 @@ VENV ?= .venv
 READY := $(VENV)/.installed
 BIN := $(VENV)/bin
 
-.PHONY: demo demo-plain test chaos bench-publish bench-idempotency check lock image broker stores clean help
+.PHONY: demo demo-plain test chaos matrix bench-publish bench-idempotency check lock image broker stores clean help
 
 help: ## Say what there is.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:[^#]*## /\t/' | expand -t 14
@@ -27,13 +27,16 @@ demo-plain: $(READY) broker ## The same load and kills on plain Celery.
 	@$(BIN)/unlost demo --plain $(ARGS) || test $$? -eq 1
 
 test: $(READY) broker stores ## Run all tests; what needs a broker or a store runs on every one that can be had.
-	@$(BIN)/pytest --numprocesses=2 --dist=loadfile $(ARGS)
+	@$(BIN)/pytest --numprocesses=3 --dist=loadfile $(ARGS)
 
 chaos: $(READY) broker ## Run the long tests: minutes of load under faults.
 	@$(BIN)/pytest -m long $(ARGS)
 
 bench-idempotency: $(READY) broker stores ## What the ledger costs against plain Celery; the last line is JSON.
 	@PYTHONPATH=. $(BIN)/python -m benchmarks.idempotency $(ARGS)
+
+matrix: $(READY) broker stores ## Run all tests that need a broker on every broker that can be had.
+	@$(BIN)/pytest --every-broker --numprocesses=3 --dist=loadfile tests/integration tests/system $(ARGS)
 
 check: $(READY) ## Lint, types and layers only.
 	@$(BIN)/pytest tests/unit/test_architecture.py $(ARGS)

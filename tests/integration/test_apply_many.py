@@ -36,6 +36,8 @@ from unlost.testing.brokers import Vhost
 from unlost.testing.waiting import wait_until
 from unlost.topology import naming
 
+pytestmark = pytest.mark.one_broker
+
 
 class Order(BaseModel):
     """A payload."""

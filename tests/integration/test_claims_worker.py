@@ -15,6 +15,8 @@ from tests.support.workers import Bench, bench
 from unlost.core import headers as h
 from unlost.testing.brokers import Vhost
 
+pytestmark = pytest.mark.one_broker
+
 LARGE = "x" * 3000
 UNLOST = str(Path(sys.executable).parent / "unlost")
 

@@ -30,6 +30,8 @@ from unlost.deadletter.edit import Edit
 from unlost.errors import AccessRefused, JournalError, QueueMissing
 from unlost.testing.brokers import Vhost
 
+pytestmark = pytest.mark.one_broker
+
 BLIND: dict[str, Any] = {"blind": True}
 
 

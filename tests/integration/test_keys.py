@@ -10,6 +10,8 @@ import pytest
 from tests.support.workers import Bench, bench
 from unlost.testing.brokers import Vhost
 
+pytestmark = pytest.mark.one_broker
+
 
 @pytest.fixture
 def shop(vhost: Vhost, tmp_path: Path) -> Iterator[Bench]:

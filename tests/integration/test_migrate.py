@@ -21,7 +21,7 @@ from tests.support.raw_amqp import get, open_channel
 from tests.support.raw_amqp import publish as publish_raw
 from unlost.broker.apply import apply
 from unlost.broker.drain import read_facts
-from unlost.broker.journal import read_journal
+from unlost.broker.journal import create_journal, read_journal
 from unlost.broker.migrate import State
 from unlost.broker.mover import Mover
 from unlost.errors import BrokerError, ConfigurationError, Unroutable
@@ -32,6 +32,8 @@ from unlost.topology.migration import Conserved, Do
 from unlost.topology.model import Delay, Topology, WorkQueue
 from unlost.topology.objects import Binding, BrokerObject, Exchange, Policy, Queue, Value
 from unlost.topology.replacement import QueueChange
+
+pytestmark = pytest.mark.one_broker
 
 QUORUM = {"x-queue-type": "quorum"}
 CHANGE = QueueChange(source="pay", target="pay.v2", await_consumers=False)
@@ -248,7 +250,9 @@ def test_the_way_back_restores_all(shop: Vhost, tmp_path: Path) -> None:
     with open_channel(shop.amqp_url) as channel:
         assert publish_raw(channel, "shop", "order.placed", "40")
     result = migrate(shop, file, back=True)
-    assert (result.state, result.conserved) == (State.TAKEN_BACK, Conserved.YES)
+    assert result.state is State.TAKEN_BACK
+    # The broker's totals lag behind: they may prove nothing, but must not contradict.
+    assert result.conserved is not Conserved.NO
     with management_of(shop) as management:
         assert set(map(repr, read_facts(management).objects)) == set(map(repr, before.objects))
     assert bodies(shop, "pay") == list(range(41))
@@ -373,9 +377,6 @@ def test_killed_at_every_point_it_goes_on(shop: Vhost, tmp_path: Path, back: boo
     if back:
         migrate(shop, file, plan, finish=False)
     else:
-        migrate(shop, file, plan, finish=False, patience=replace(QUICK, wait=timedelta(0))) if False else None
-        from unlost.broker.journal import create_journal
-
         with create_journal(file, plan, shop.name):
             pass
     deaths, at = 0, 1

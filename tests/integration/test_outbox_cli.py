@@ -19,6 +19,8 @@ from unlost.outbox.writer import write
 from unlost.testing.brokers import Vhost
 from unlost.testing.waiting import wait_until
 
+pytestmark = pytest.mark.one_broker
+
 UNLOST = str(Path(sys.executable).parent / "unlost")
 
 

@@ -38,6 +38,8 @@ from unlost.testing.brokers import Vhost
 from unlost.testing.stores import start_store
 from unlost.testing.waiting import wait_until
 
+pytestmark = pytest.mark.one_broker
+
 SOON = timedelta(seconds=60)
 UNLOST = str(Path(sys.executable).parent / "unlost")
 QUICK = Options(lease=timedelta(seconds=2), batch=20, backoff=Backoff(longest=timedelta(seconds=1)))

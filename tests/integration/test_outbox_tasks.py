@@ -28,6 +28,8 @@ from unlost.outbox.wakeup import Poll
 from unlost.tasks.runtime import runtime_of
 from unlost.testing.brokers import Vhost
 
+pytestmark = pytest.mark.one_broker
+
 NEVER = threading.Event()
 
 #: What differs between two calls: the time, and ids that are drawn anew.
@@ -237,7 +239,7 @@ def test_a_task_of_a_plain_app_is_refused(store: OutboxStore) -> None:
     """Without unlost on its app a task has no outbox."""
     plain = Celery("plain", set_as_current=False)
 
-    @plain.task
+    @plain.task(shared=False)
     def work() -> None:
         """Do nothing."""
 

@@ -26,6 +26,8 @@ from tests.support.apps import WORK, close, declare, reliable_app, shop
 from tests.support.publishing import declare_queue, drained, elapsed
 from unlost.testing.brokers import Vhost
 
+pytestmark = pytest.mark.one_broker
+
 
 class Note(unlost.ReliableTask):
     """A task that is only ever published here."""

@@ -43,6 +43,8 @@ from unlost.topology.objects import (
 )
 from unlost.topology.plan import Action
 
+pytestmark = pytest.mark.one_broker
+
 STOCK = "shop.stock"
 SHOP = Topology(name="shop", queues={STOCK: WorkQueue()}, delay=Delay(levels=2))
 PATIENCE = timedelta(seconds=30)

@@ -19,6 +19,8 @@ from unlost.testing.brokers import Broker, Vhost
 from unlost.topology.expand import expand
 from unlost.topology.model import Delay, Topology, WorkQueue
 
+pytestmark = pytest.mark.one_broker
+
 SHOP = Topology(name="shop", queues={"shop.stock": WorkQueue()}, delay=Delay(levels=2))
 
 

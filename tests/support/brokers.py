@@ -9,17 +9,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator, Iterator
+from functools import cache
 
 import pytest
 
 from unlost.testing.brokers import Broker, Vhost, available, candidates, start_broker
 
 REQUIRE = "--require-broker"
+EVERY = "--every-broker"
 _SCOPES = {"broker": "session", "own_broker": "function"}
 
 
 def add_options(parser: pytest.Parser) -> None:
-    """Add ``--require-broker``."""
+    """Add ``--require-broker`` and ``--every-broker``."""
+    parser.addoption(
+        EVERY, action="store_true", help="run also the tests marked one_broker on every broker that there is"
+    )
     parser.addoption(
         REQUIRE, action="store_true", help="fail every test that would be skipped, for want of a broker"
     )
@@ -30,6 +35,8 @@ def parametrize(metafunc: pytest.Metafunc) -> None:
     for fixture, scope in _SCOPES.items():
         if fixture in metafunc.fixturenames and not _names_providers(metafunc, fixture):
             providers = candidates(None, os.environ)
+            if metafunc.definition.get_closest_marker("one_broker") and not metafunc.config.getoption(EVERY):
+                providers = [_first_available(tuple(providers))]
             metafunc.parametrize(fixture, providers, indirect=True, scope=scope)  # type: ignore[arg-type]
 
 
@@ -78,6 +85,12 @@ def _started(request: pytest.FixtureRequest) -> Iterator[Broker]:
     require(request.param, request.config)
     with start_broker(request.param, environ=os.environ) as started:
         yield started
+
+
+@cache
+def _first_available(providers: tuple[str, ...]) -> str:
+    usable = (provider for provider in providers if available(provider, os.environ) is None)
+    return next(usable, providers[0])
 
 
 def _names_providers(metafunc: pytest.Metafunc, fixture: str) -> bool:

@@ -14,7 +14,7 @@ from tests.support.live_migration import DRAIN_PATIENCE, NEW, OLD, Live, live_mi
 from tests.support.migrating import management_of
 from unlost.testing.brokers import Vhost
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.one_broker]
 
 
 def migrate_under_load(
