@@ -1,10 +1,10 @@
 """How many messages a second one relay publishes from an outbox, confirmed, on quorum queues.
 
-    python benchmarks/outbox_relay.py [--messages 30000]
+    python -m benchmarks.outbox_relay [--messages 30000]
 
 The messages are what ``delay()`` of a task with a payload renders. Brokers and databases are those that the
-tests use; PostgreSQL and SQLite sync every commit. The last line is one JSON object:
-``relay_postgresql_per_s`` and ``relay_sqlite_per_s``.
+tests use; PostgreSQL and SQLite sync every commit. The median of the rounds counts. The last line is one JSON
+object: ``relay_postgresql_per_s`` and ``relay_sqlite_per_s``. ``benchmarks/publish.py`` runs this, too.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from kombu import Connection
 from pydantic import BaseModel
 
 import unlost
+from benchmarks.raw import empty
 from unlost.broker.apply import apply
 from unlost.broker.management import Management
 from unlost.broker.publisher import Publisher
@@ -35,11 +37,16 @@ from unlost.outbox.store import OutboxStore
 from unlost.outbox.wakeup import Poll
 from unlost.outbox.writer import write
 from unlost.tasks.runtime import runtime_of
+from unlost.tasks.sink import captured
 from unlost.testing.brokers import Vhost, start_broker
 from unlost.testing.stores import start_store
 from unlost.topology.model import Delay, Topology, WorkQueue
 
-SHOP = Topology(name="shop", queues={"shop.work": WorkQueue()}, delay=Delay(levels=2))
+WORK = "shop.work"
+SHOP = Topology(name="shop", queues={WORK: WorkQueue()}, delay=Delay(levels=2))
+#: Prints a line.
+Say = Callable[[str], None]
+
 WARM_UP = 2000
 FILL = 5000
 
@@ -56,49 +63,58 @@ class Pay(unlost.ReliableTask):
     """A task that is only published."""
 
     name = "shop.pay"
-    queue = "shop.work"
+    queue = WORK
     payload = Charge
 
     def run(self, charge: Charge) -> None:
         """Never run."""
 
 
-def relay_rates(vhost: Vhost, messages: int, window: int = 200) -> dict[str, float]:
+def relay_rates(
+    vhost: Vhost, messages: int, *, rounds: int = 3, window: int = 200, say: Say = lambda _line: None
+) -> dict[str, float]:
     """Return messages a second through one relay, by database.
 
     Args:
         vhost: Where to; the topology is applied to it.
-        messages: How many to relay in each database.
+        messages: How many to relay from each database in each round.
+        rounds: How many times; the median counts.
         window: How many confirms are in flight.
+        say: Told of each round.
     """
     with Management(vhost.management_url, vhost.name) as management:
         apply(SHOP, management)
     rates = {}
-    with tempfile.TemporaryDirectory() as folder, start_store("postgresql", os.environ) as server:
-        with server.fresh() as url:
-            rates["relay_postgresql_per_s"] = _rate(url, vhost, messages, window, Path(folder))
-        sqlite = f"sqlite:///{folder}/outbox.sqlite"
-        rates["relay_sqlite_per_s"] = _rate(sqlite, vhost, messages, window, Path(folder))
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        start_store("postgresql", os.environ) as server,
+        server.fresh() as postgresql,
+    ):
+        template = _rendered(vhost, Path(folder))
+        for name, url in (("postgresql", postgresql), ("sqlite", f"sqlite:///{folder}/outbox.sqlite")):
+            found = []
+            for count in (WARM_UP, *[messages] * rounds):
+                found.append(_rate(url, vhost, template, count, window))
+                say(f"relay    relay_{name:18} {found[-1]:10,.0f}/s")
+            rates[f"relay_{name}_per_s"] = statistics.median(found[1:])
     return rates
 
 
-def _rate(url: str, vhost: Vhost, messages: int, window: int, folder: Path) -> float:
+def _rate(url: str, vhost: Vhost, template: Outgoing, messages: int, window: int) -> float:
     database, publisher = Database(url), Publisher(Connection(vhost.amqp_url))
     store = OutboxStore(database)
     store.create_schema()
     relay = Relay(store, sending(publisher, window), Poll(), Options())
-    template = _rendered(vhost, folder)
     try:
-        for count in (WARM_UP, messages):
-            _fill(database, template, count)
-            began = time.perf_counter()
-            relay.drain(threading.Event())
-            took = time.perf_counter() - began
+        _fill(database, template, messages)
+        began = time.perf_counter()
+        relay.drain(threading.Event())
+        took = time.perf_counter() - began
     finally:
         publisher.close()
         database.dispose()
-    if relay.tally.delivered != WARM_UP + messages:
-        raise RuntimeError(f"not everything was delivered: {relay.tally}")
+    if (relay.tally.delivered, empty(vhost.amqp_url, WORK)) != (messages, messages):
+        raise RuntimeError(f"not everything was delivered once: {relay.tally}")
     return messages / took
 
 
@@ -122,10 +138,10 @@ def _rendered(vhost: Vhost, folder: Path) -> Outgoing:
     app = Celery("shop", broker=vhost.amqp_url, set_as_current=False)
     unlost.install(app, topology=SHOP, store=f"sqlite:///{folder}/ledger.sqlite")
     task = app.register_task(Pay())
-    with runtime_of(app).outbox.taking() as taken:
+    with captured(runtime_of(app).sink) as kept:
         task.delay(order_id=1)
     app.close()
-    (message,) = taken
+    (message,) = kept.messages
     return message
 
 
@@ -141,10 +157,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--messages", type=int, default=30_000)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--window", type=int, default=200)
     given = parser.parse_args()
     with _fresh_vhost() as vhost:
-        rates = relay_rates(vhost, given.messages, given.window)
+        rates = relay_rates(vhost, given.messages, rounds=given.rounds, window=given.window, say=print)
     print(json.dumps({name: round(rate) for name, rate in rates.items()}))
 
 

@@ -2,7 +2,8 @@
 
 Every way sends the same kind of message (a task of one small argument, with Celery's headers) to a quorum
 queue of its own on the same node. Rounds are interleaved, so that a busy machine is busy for all of them,
-and the median of the rounds counts. Read the ratios: the figures themselves are this machine's.
+and the median of the rounds counts. Read the ratios: the figures themselves are this machine's. What a relay
+publishes from an outbox (``benchmarks/outbox_relay.py``) comes last, in messages per second.
 """
 
 from __future__ import annotations
@@ -20,17 +21,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 import amqp
 from celery import Celery
 from kombu import Exchange, Queue
 
 import unlost
+from benchmarks.outbox_relay import relay_rates
+from benchmarks.raw import empty, raw_channel
 from unlost.broker.apply import apply
 from unlost.broker.management import Management
-from unlost.tasks.publishing import captured
 from unlost.tasks.runtime import runtime_of
+from unlost.tasks.sink import captured
 from unlost.testing.brokers import Vhost, start_broker
 from unlost.topology.model import Delay, Topology, WorkQueue
 
@@ -140,22 +142,9 @@ FIGURES: dict[str, Callable[[Rates], float]] = {
     "apply_many_vs_celery_confirmed": lambda rates: rates["apply_many"] / rates["celery_confirmed"],
     "apply_many_vs_celery_unconfirmed": lambda rates: rates["apply_many"] / rates["celery_unconfirmed"],
     "apply_many_vs_raw_pipelined": lambda rates: rates["apply_many"] / rates["raw_pipelined"],
+    "relay_postgresql_per_s": lambda rates: rates["relay_postgresql_per_s"],
+    "relay_sqlite_per_s": lambda rates: rates["relay_sqlite_per_s"],
 }
-
-
-@contextmanager
-def raw_channel(url: str) -> Iterator[Any]:
-    """Open a channel of plain py-amqp."""
-    parts = urlsplit(url)
-    connection = amqp.Connection(
-        host=f"{parts.hostname}:{parts.port or 5672}",
-        userid=unquote(parts.username or "guest"),
-        password=unquote(parts.password or "guest"),
-        virtual_host=unquote(parts.path[1:]) or "/",
-    )
-    connection.connect()
-    with connection:
-        yield connection.channel()
 
 
 @contextmanager
@@ -170,7 +159,7 @@ def bench_on(vhost: Vhost) -> Iterator[Bench]:
         plain, confirmed = _plain(vhost, confirm=False), _plain(vhost, confirm=True)
         task = reliable.register_task(Charge())
         bench = Bench(vhost, reliable, plain, confirmed, task)
-        with captured(runtime_of(reliable)) as sink:
+        with captured(runtime_of(reliable).sink) as sink:
             task.delay(1)
         (sample,) = sink.messages
         bench.headers, bench.body = dict(sample.headers), sample.body
@@ -194,12 +183,6 @@ def _plain(vhost: Vhost, *, confirm: bool) -> Celery:
     return app
 
 
-def empty(vhost: Vhost) -> None:
-    """Take everything out of the queue, so that each round finds it as the first did."""
-    with raw_channel(vhost.amqp_url) as channel:
-        channel.queue_purge(WORK)
-
-
 def run(bench: Bench, messages: int, rounds: int) -> Rates:
     """Let every way publish in every round, and return the median rates."""
     found: dict[str, list[float]] = {name: [] for name in WAYS}
@@ -209,8 +192,8 @@ def run(bench: Bench, messages: int, rounds: int) -> Rates:
             began = time.perf_counter()
             way.publish(bench, count)
             found[name].append(count / (time.perf_counter() - began))
-            _say(f"round {number + 1}  {name:20} {found[name][-1]:10,.0f}/s")
-            empty(bench.vhost)
+            _say(f"round {number + 1}  {name:24} {found[name][-1]:10,.0f}/s")
+            empty(bench.vhost.amqp_url, WORK)
     return {name: statistics.median(rates) for name, rates in found.items()}
 
 
@@ -222,7 +205,7 @@ def memory(bench: Bench, messages: int) -> dict[str, int]:
         if bulk.confirmed in (messages // 10, messages):
             sizes.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
         if bulk.confirmed % 50_000 == 0:
-            empty(bench.vhost)
+            empty(bench.vhost.amqp_url, WORK)
 
     bench.task.apply_many(((n,) for n in range(messages)), progress=note).raise_for_problems()
     return {"messages": messages, "after_a_tenth_kib": sizes[0], "after_all_kib": sizes[-1]}
@@ -247,10 +230,11 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         for way in WAYS.values():
             way.publish(bench, 200)
-        empty(vhost)
+        empty(vhost.amqp_url, WORK)
         rates = run(bench, options.messages, options.rounds)
+        rates |= relay_rates(vhost, options.messages, rounds=options.rounds, say=_say)
     for name, rate in rates.items():
-        _say(f"median   {name:20} {rate:10,.0f}/s")
+        _say(f"median   {name:24} {rate:10,.0f}/s")
     _say(json.dumps({name: round(figure(rates), 2) for name, figure in FIGURES.items()}))
     return 0
 

@@ -24,8 +24,8 @@ from unlost.broker.frames import Frames
 from unlost.core import headers as h
 from unlost.core.message import Outgoing
 from unlost.tasks.bulk import Renderer
-from unlost.tasks.publishing import captured
 from unlost.tasks.runtime import runtime_of
+from unlost.tasks.sink import captured
 from unlost.tasks.template import can_fill_in
 
 NOWHERE = "amqp://guest:guest@127.0.0.1:1//"
@@ -181,7 +181,7 @@ def test_a_payload_is_the_same_on_both_ways(app: Celery, orders: list[Order]) ->
     for order in orders:
         for item in (order, order.model_dump(), (order,)):
             (filled,) = fill(item)
-            with captured(runtime_of(app)) as sink:
+            with captured(runtime_of(app).sink) as sink:
                 task.delay(order)
             assert comparable(filled, new_correlation=True) == comparable(
                 sink.messages[0], new_correlation=True

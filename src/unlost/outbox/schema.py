@@ -109,6 +109,10 @@ def to_columns(message: Outgoing, ordering_key: str | None) -> dict[str, Any]:
         "headers": encode(message.headers),
         "properties": encode(message.properties),
         "body": body,
+        "state": State.PENDING.value,
+        "available_ms": 0,
+        "token": 0,
+        "failures": 0,
     }
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, func, insert, select
+from sqlalchemy import Connection, Dialect, Executable, func, insert, select
 from sqlalchemy.dialects.mysql import insert as mysql_insert
 from sqlalchemy.exc import DBAPIError, OperationalError, ProgrammingError, SQLAlchemyError
 from sqlalchemy.orm import Session, scoped_session
@@ -20,8 +21,28 @@ CHANNEL = "unlost_outbox"
 MAX_KEY_BYTES = 255
 
 
+class Transaction(ABC):
+    """A transaction that another library than SQLAlchemy has opened, as far as messages need it.
+
+    What SQLAlchemy's ``Connection`` is to a writer: something of a dialect that executes statements.
+    """
+
+    @property
+    @abstractmethod
+    def dialect(self) -> Dialect:
+        """Return SQLAlchemy's dialect of the database."""
+
+    @abstractmethod
+    def execute(self, statement: Executable, rows: Sequence[Mapping[str, Any]] = ()) -> Any:
+        """Execute a statement in the transaction, once for each row if there are any.
+
+        Raises:
+            ConfigurationError: It needs a table that is not there.
+        """
+
+
 def write(
-    place: Session | scoped_session[Session] | Connection,
+    place: Session | scoped_session[Session] | Connection | Transaction,
     messages: Sequence[Outgoing],
     ordering_key: str | None = None,
 ) -> None:
@@ -31,7 +52,7 @@ def write(
     locked from here to the end of the transaction, so that two of them cannot cross.
 
     Args:
-        place: The session or connection whose transaction the messages belong to.
+        place: The session, connection or other transaction that the messages belong to.
         messages: What to publish when it has committed, in this order.
         ordering_key: The messages are published one after the other, behind earlier ones of the key.
 
@@ -55,7 +76,7 @@ def write(
             _lock(connection, ordering_key)
         connection.execute(statement, rows)
     except (OperationalError, ProgrammingError) as exc:
-        if _is_missing(exc):
+        if is_missing(exc.orig):
             raise ConfigurationError(
                 "the database of this transaction has no table unlost_outbox: create it with "
                 "`unlost outbox init --yes` before the first publish"
@@ -63,13 +84,13 @@ def write(
         raise
 
 
-def connection_of(place: Any) -> Connection:
+def connection_of(place: Any) -> Connection | Transaction:
     """Return the connection whose transaction a caller means.
 
     Raises:
         ConfigurationError: It is no session or connection of SQLAlchemy, or an asynchronous one.
     """
-    if isinstance(place, Connection):
+    if isinstance(place, Connection | Transaction):
         return place
     if isinstance(place, Session | scoped_session):
         try:
@@ -99,7 +120,7 @@ def _checked(ordering_key: str | None) -> str | None:
     return ordering_key
 
 
-def _lock(connection: Connection, ordering_key: str) -> None:
+def _lock(connection: Connection | Transaction, ordering_key: str) -> None:
     """Keep other transactions from writing under the key until this one ends; SQLite has one writer."""
     if connection.dialect.name == "postgresql":
         number = func.hashtextextended(f"{CHANNEL}:{ordering_key}", 0)
@@ -109,8 +130,8 @@ def _lock(connection: Connection, ordering_key: str) -> None:
         connection.execute(row.on_duplicate_key_update(ordering_key=ordering_key))
 
 
-def _is_missing(exc: DBAPIError) -> bool:
-    """Whether the table is missing: SQLSTATE 42P01, MariaDB's 1146, or SQLite's text (it has no code)."""
-    code = getattr(exc.orig, "sqlstate", None)
-    first = exc.orig.args[0] if exc.orig is not None and exc.orig.args else None
+def is_missing(error: BaseException | None) -> bool:
+    """Whether a driver says that a table is missing: SQLSTATE 42P01, MariaDB's 1146, or SQLite's text."""
+    code = getattr(error, "sqlstate", None)
+    first = error.args[0] if error is not None and error.args else None
     return code == "42P01" or first == 1146 or str(first).startswith("no such table")

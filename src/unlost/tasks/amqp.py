@@ -78,10 +78,6 @@ class ConfirmingProducer(Producer):
                 "content_encoding": content_encoding,
             },
         )
-        if self._runtime.outbox.is_taking and self._runtime.claims is None:
-            guard(message, self._runtime.settings)
-        if self._runtime.outbox.takes(message):
-            return
         attempt = self._runtime.attempt.get()
         settling = attempt is not None and attempt.completed
         sink = self._runtime.sink.get()
@@ -208,7 +204,8 @@ class ReliableAMQP(AMQP):
         send = super()._create_task_sender()
 
         def send_reliably(producer: Any, name: str, message: Any, **options: Any) -> Any:
-            if self._runtime.outbox.is_taking:
+            sink = self._runtime.sink.get()
+            if sink is not None and sink.takes(settling=False) and not sink.tells:
                 message = message._replace(sent_event=None)
             # The broker would drop what expires; the worker checks our header and says so.
             options.pop("expiration", None)

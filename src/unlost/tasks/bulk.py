@@ -19,8 +19,8 @@ from unlost.core.message import Outgoing
 from unlost.core.outcome import Outcome
 from unlost.errors import ConfigurationError, PublishError, StoreUnavailable
 from unlost.observe.context import current_correlation_id
-from unlost.tasks.publishing import captured
 from unlost.tasks.runtime import Runtime
+from unlost.tasks.sink import captured
 from unlost.tasks.template import MessageTemplate
 
 logger = logging.getLogger(__name__)
@@ -146,7 +146,7 @@ class Renderer:
         if self._template is not None:
             args, kwargs = self._checked(args, kwargs)
             return [self._task.app.amqp.ready(self._template.fill(args, kwargs))]
-        with captured(self._runtime) as sink:
+        with captured(self._runtime.sink) as sink:
             self._task.apply_async(args, kwargs, **self._options)
         if self._fills_in and len(sink.messages) == 1:
             self._template = MessageTemplate(sink.messages[0], new_correlation=self._new_correlation)

@@ -5,9 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable
 from typing import Any
 
 from celery.canvas import Signature
@@ -15,6 +13,7 @@ from celery.canvas import Signature
 from unlost.core.message import Outgoing
 from unlost.errors import ConfigurationError
 from unlost.outbox.writer import write
+from unlost.tasks.sink import SinkVar, captured
 
 
 class TaskOutbox:
@@ -22,23 +21,15 @@ class TaskOutbox:
 
     Published this way, ``before_task_publish`` and ``after_task_publish`` are sent when the message is
     rendered, and there is no ``task-sent`` event: nothing is sent yet.
+
+    Args:
+        sink: The app's.
+        check: Refuses a message that could never be published; called before anything is written.
     """
 
-    def __init__(self) -> None:
-        self._taken: ContextVar[list[Outgoing] | None] = ContextVar("unlost_taken", default=None)
-
-    @property
-    def is_taking(self) -> bool:
-        """Return whether what is published now is kept instead of sent."""
-        return self._taken.get() is not None
-
-    def takes(self, message: Outgoing) -> bool:
-        """Keep a rendered message, if it shall be; false when it must be sent."""
-        taken = self._taken.get()
-        if taken is None:
-            return False
-        taken.append(message)
-        return True
+    def __init__(self, sink: SinkVar, check: Callable[[Outgoing], None]) -> None:
+        self._sink = sink
+        self._check = check
 
     def apply_async(
         self,
@@ -57,20 +48,12 @@ class TaskOutbox:
                 "task_always_eager would run the task now, before the transaction commits: switch it off, or "
                 "call the task directly where it shall run at once"
             )
-        with self.taking() as taken:
+        with captured(self._sink, tells=False) as kept:
             result = called.apply_async(args, kwargs, **options)
-        write(place, taken, ordering_key)
+        for message in kept.messages:
+            self._check(message)
+        write(place, kept.messages, ordering_key)
         return result
-
-    @contextmanager
-    def taking(self) -> Iterator[list[Outgoing]]:
-        """Collect what is published inside the block, in this context, instead of sending it."""
-        taken: list[Outgoing] = []
-        token = self._taken.set(taken)
-        try:
-            yield taken
-        finally:
-            self._taken.reset(token)
 
 
 def _callable_of(task: Any) -> Any:

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import logging
-import os
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Protocol
 
 from celery import Celery
 
@@ -16,61 +13,17 @@ from unlost.broker.errors import PublishErrors
 from unlost.broker.window import Published, Window
 from unlost.core.message import Outgoing
 from unlost.core.outcome import Outcome
-from unlost.tasks.runtime import Runtime, runtime_of
+from unlost.tasks.runtime import runtime_of
+from unlost.tasks.sink import Owned, installed
 
 logger = logging.getLogger(__name__)
 
 
-class Sink(Protocol):
-    """Takes the messages that would be published at once, while it is open in this thread."""
-
-    #: Whether it publishes what it takes; otherwise it wants messages as they are rendered.
-    publishes: bool
-
-    def takes(self, *, settling: bool) -> bool:
-        """Whether it is open for this thread, and for what follows from a task that is done."""
-
-    def put(self, message: Outgoing) -> None:
-        """Take a message."""
-
-
-class _Owned:
-    """Belongs to the thread that made it: a context variable is also seen by what that thread starts."""
-
-    def __init__(self) -> None:
-        self._owner = (os.getpid(), threading.get_ident())
-        self._open = True
-
-    def _is_mine(self) -> bool:
-        return self._open and self._owner == (os.getpid(), threading.get_ident())
-
-
-class Captured(_Owned):
-    """Keeps what would be published instead of publishing it."""
-
-    publishes = False
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.messages: list[Outgoing] = []
-
-    def takes(self, *, settling: bool) -> bool:  # noqa: ARG002 - nothing is published here at all
-        """Whether it is open for this thread."""
-        return self._is_mine()
-
-    def put(self, message: Outgoing) -> None:
-        """Take a message."""
-        self.messages.append(message)
-
-    def close(self) -> None:
-        """Take no more."""
-        self._open = False
-
-
-class Publishing(_Owned):
+class Publishing(Owned):
     """An open block of :func:`publishing`: what has been confirmed, and what has not."""
 
     publishes = True
+    tells = True
 
     def __init__(self, window: Window) -> None:
         super().__init__()
@@ -104,7 +57,7 @@ class Publishing(_Owned):
 
     def close(self) -> None:
         """Take no more; what has no outcome stays in doubt."""
-        self._open = False
+        super().close()
         self._window.close()
 
     def _take_stock(self) -> None:
@@ -142,8 +95,7 @@ def publishing(app: Celery, *, window: int = 200, patience: timedelta | None = N
     """
     runtime = runtime_of(app)
     opened = Publishing(runtime.publisher.window(window, patience=patience))
-    token = runtime.sink.set(opened)
-    try:
+    with installed(runtime.sink, opened):
         try:
             yield opened
         except Exception as exc:
@@ -155,21 +107,6 @@ def publishing(app: Celery, *, window: int = 200, patience: timedelta | None = N
         opened.settle()
         if problems := opened.problems:
             raise PublishErrors(_summary(problems), problems)
-    finally:
-        runtime.sink.reset(token)
-        opened.close()
-
-
-@contextmanager
-def captured(runtime: Runtime) -> Iterator[Captured]:
-    """Keep what this thread publishes in the block, and publish nothing."""
-    opened = Captured()
-    token = runtime.sink.set(opened)
-    try:
-        yield opened
-    finally:
-        runtime.sink.reset(token)
-        opened.close()
 
 
 def _summary(problems: tuple[Published, ...]) -> str:

@@ -15,17 +15,19 @@ from sqlalchemy import Engine
 from unlost.broker.publisher import Publisher
 from unlost.claims.check import ClaimCheck
 from unlost.config import Settings
+from unlost.core.message import Outgoing
 from unlost.core.ports import Ledger
 from unlost.core.retry import RetryPolicy
 from unlost.errors import ConfigurationError
 from unlost.idempotency.sql import SqlStore
 from unlost.tasks.leases import LeaseKeeper
 from unlost.tasks.outbox import TaskOutbox
+from unlost.tasks.payload import guard
+from unlost.tasks.sink import SinkVar
 from unlost.topology.model import Topology
 
 if TYPE_CHECKING:
     from unlost.tasks.attempt import Attempt
-    from unlost.tasks.publishing import Sink
 
 logger = logging.getLogger(__name__)
 
@@ -46,16 +48,25 @@ class Runtime:
     retries: RetryPolicy
     leases: LeaseKeeper
     claims: ClaimCheck | None = None
-    outbox: TaskOutbox = field(default_factory=TaskOutbox)
     #: The attempt whose body runs in this context.
     attempt: ContextVar[Attempt | None] = field(
         default_factory=lambda: ContextVar("unlost_attempt", default=None)
     )
     #: What takes the publishes of this context instead of the broker, for a while.
-    sink: ContextVar[Sink | None] = field(default_factory=lambda: ContextVar("unlost_sink", default=None))
+    sink: SinkVar = field(default_factory=lambda: ContextVar("unlost_sink", default=None))
     _helper: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(HELPERS, thread_name_prefix="unlost-settle")
     )
+
+    @property
+    def outbox(self) -> TaskOutbox:
+        """Return what writes this app's tasks into a transaction."""
+        return TaskOutbox(self.sink, self._check_kept)
+
+    def _check_kept(self, message: Outgoing) -> None:
+        # With a claim store the relay puts a large payload there, and sees to what is left.
+        if self.claims is None:
+            guard(message, self.settings)
 
     @property
     def engine(self) -> Engine:
