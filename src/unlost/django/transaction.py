@@ -42,9 +42,9 @@ class DjangoTransaction(Transaction):
         self._connection = connections[alias]
         if needed and not self._connection.in_atomic_block:
             raise ConfigurationError(
-                f"no transaction is open on database {alias!r}: publish inside transaction.atomic(), with the "
-                "rows that the task is about, or name their database with using=...; a task that belongs to "
-                "no rows is published by delay()"
+                f"no transaction is open on database {alias!r}: publish inside transaction.atomic(), with "
+                "the rows that the task is about, or name their database with using=...; a task that belongs "
+                "to no rows is published by delay()"
             )
         self._dialect = dialect_of(alias)
 
