@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 
 from tests.support.publishing import QUEUE, message
 from tests.support.raw_amqp import open_channel
@@ -17,6 +18,7 @@ from unlost.broker.publisher import Publisher
 from unlost.core.message import Outgoing
 from unlost.core.outcome import Outcome
 from unlost.testing.brokers import Vhost
+from unlost.testing.waiting import wait_until
 
 #: Of five threads one publishes message by message; the others keep windows of these sizes.
 WINDOWS = (None, 1, 20, 200, 1000)
@@ -76,6 +78,10 @@ class Load:
                 found = {each.outgoing.message_id: each.outcome for each in published}
             with self._lock:
                 self.told.update(found)
+
+    def wait_for(self, outcomes: int) -> None:
+        """Wait until so many messages have an outcome."""
+        wait_until(lambda: len(self.told) >= outcomes, timedelta(minutes=10), f"{outcomes} have an outcome")
 
     def _one(self, each: Outgoing) -> Outcome:
         try:

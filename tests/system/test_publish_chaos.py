@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import time
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from datetime import timedelta
 import amqp
 import pytest
 
+from tests.support.brokers import require
 from tests.support.proxy import DelayingProxy, FlakyProxy
 from tests.support.publish_chaos import Census, judge, load
 from tests.support.publishing import (
@@ -23,11 +25,12 @@ from tests.support.publishing import (
     publisher,
     wait_for_leader,
 )
-from tests.support.rabbitmqctl import memory_alarm
+from tests.support.rabbitmqctl import memory_alarm, rabbitmqctl
 from tests.support.raw_amqp import open_channel
 from unlost import errors
 from unlost.broker.management import Management
-from unlost.testing.brokers import Broker, Vhost
+from unlost.testing.brokers import Broker, DockerCluster, Vhost, docker_cluster
+from unlost.testing.brokers.cluster import ClusterNode
 from unlost.testing.waiting import wait_until
 
 pytestmark = pytest.mark.system
@@ -147,6 +150,14 @@ def kill(broker: Broker, vhost: Vhost) -> None:
         wait_for_leader(management)
 
 
+def restart(broker: Broker, vhost: Vhost) -> None:
+    """Stop RabbitMQ in an orderly way and start it again."""
+    rabbitmqctl(broker, "stop_app")
+    rabbitmqctl(broker, "start_app")
+    with Management(vhost.management_url, vhost.name) as management:
+        wait_for_leader(management)
+
+
 def alarm(broker: Broker, vhost: Vhost) -> None:
     """Put the broker short of memory for a moment."""
     with memory_alarm(broker):
@@ -176,9 +187,9 @@ def fill_up(broker: Broker, vhost: Vhost) -> None:
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("fault", [kill, alarm, freeze, fill_up])
+@pytest.mark.parametrize("fault", [kill, restart, alarm, freeze, fill_up])
 def test_a_broker_in_trouble(own_broker: Broker, fault: Fault) -> None:
-    """Killed, short of memory, frozen and full, three times each under load: no outcome is wrong."""
+    """Killed, restarted, out of memory, frozen and full, three times each under load: no outcome is wrong."""
     with own_broker.fresh_vhost() as vhost:
         declare_queue(vhost)
         with (
@@ -188,8 +199,61 @@ def test_a_broker_in_trouble(own_broker: Broker, fault: Fault) -> None:
             load(publishing, each=8_000) as running,
         ):
             for part in (1, 2, 3):
-                wait_until(lambda part=part: len(running.told) >= part * 4_000, 10 * LONG, "the load runs")  # type: ignore[misc]
+                running.wait_for(part * 4_000)
                 fault(own_broker, vhost)
+        found = Census(vhost).take_all()
+        wrong = judge(running.told, found, running.given)
+        assert wrong == [], running.counts()
+        _report(fault.__name__, running.given, running.counts(), found)
+
+
+def leader(cluster: DockerCluster, vhost: Vhost, but: ClusterNode | None = None) -> ClusterNode | None:
+    """Return the node that leads the queue, as another node than ``but`` sees it; ``None`` if none does."""
+    witness = next(node for node in cluster.nodes if node is not but)
+    with Management(witness.management_url, vhost.name) as management:
+        status = management.queue(QUEUE)
+    led = next((node for node in cluster.nodes if status and node.name == status.leader), None)
+    return None if led is but else led
+
+
+def kill_node(node: ClusterNode) -> None:
+    """End it with SIGKILL."""
+    node.kill()
+
+
+def cut_off(node: ClusterNode) -> None:
+    """Cut it off from the other nodes, while its clients still reach it."""
+    node.disconnect()
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("fault", [kill_node, cut_off])
+def test_a_cluster_that_loses_its_leader(
+    request: pytest.FixtureRequest, fault: Callable[[ClusterNode], None]
+) -> None:
+    """While the queue's leader is killed, or cut off from its cluster, three times: no outcome is wrong."""
+    require("docker", request.config)
+    with docker_cluster(environ=os.environ) as cluster, cluster.fresh_vhost() as vhost:
+        declare_queue(vhost)
+        with (
+            publisher(
+                cluster.amqp_url(vhost.name),
+                confirm_timeout=2 * BRIEFLY,
+                patience=LONG,
+                connect_patience=LONG,
+            ) as publishing,
+            load(publishing, each=8_000) as running,
+        ):
+            for part in (1, 2, 3):
+                running.wait_for(part * 4_000)
+                led = wait_until(lambda: leader(cluster, vhost), LONG, "the queue has a leader")
+                if led is None:
+                    pytest.fail("nobody leads")
+                fault(led)
+                wait_until(lambda led=led: leader(cluster, vhost, led), LONG, "another leads")  # type: ignore[misc]
+                running.wait_for(min(len(running.told) + 2_000, part * 8_000))
+                cluster.heal()
         found = Census(vhost).take_all()
         wrong = judge(running.told, found, running.given)
         assert wrong == [], running.counts()
@@ -207,7 +271,7 @@ def test_without_confirms_the_judge_finds_losses(own_broker: Broker) -> None:
             load(publishing, each=8_000) as running,
         ):
             for part in (1, 2, 3):
-                wait_until(lambda part=part: len(running.told) >= part * 4_000, 10 * LONG, "the load runs")  # type: ignore[misc]
+                running.wait_for(part * 4_000)
                 kill(own_broker, vhost)
         wrong = judge(running.told, Census(vhost).take_all(), running.given)
     assert any("ok, but absent" in each for each in wrong)

@@ -44,10 +44,11 @@ class Pool:
         link = self._take()
         if link is not None:
             return link
+        place = where(self._source)
         try:
             return Link(self._source, connect_timeout, self._patience)
         except BrokerUnavailable:
-            self._source.maybe_switch_next()
+            self.avoid(place)
             raise
 
     def give_back(self, link: Link) -> None:
@@ -61,6 +62,23 @@ class Pool:
             link.close()
         else:
             self._inherited.append(link)
+
+    def avoid(self, place: str) -> None:
+        """Have the next links go to another host than this one, if there are several.
+
+        A node that is cut off from its cluster lets clients in and confirms nothing.
+        """
+        with self._lock:
+            # Another thread may have been there first.
+            if where(self._source) != place:
+                return
+            self._source.maybe_switch_next()
+            if where(self._source) == place:
+                return
+            given_up = [link for link in self._idle if link.place == place]
+            self._idle = [link for link in self._idle if link.place != place]
+        for link in given_up:
+            self.discard(link)
 
     def close(self) -> None:
         """Close the idle links."""

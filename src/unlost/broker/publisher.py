@@ -147,6 +147,10 @@ class Publisher:
             self._pool.discard(link)
             self._pool.close()
             raise
+        except ConfirmUnknown:
+            self._pool.discard(link)
+            self._pool.avoid(link.place)
+            raise
         except BaseException:
             # Whatever it was, the channel may be closed or owe us a confirm: never use it again.
             self._pool.discard(link)

@@ -387,6 +387,8 @@ class Window:
             self._due.extendleft(reversed(unwritten))
             return None
         guilt = isinstance(exc, amqp.exceptions.AMQPError) and not _is_connection_loss(exc)
+        if not guilt:
+            self._pool.avoid(link.place)
         for entry in written:
             doubt = ConfirmUnknown(f"{entry.outgoing.describe()}: {why}", entry.outgoing)
             doubt.__cause__ = exc
