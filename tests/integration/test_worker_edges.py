@@ -427,6 +427,7 @@ def test_a_spent_budget_of_celerys_own_ends_the_message(shop: Bench) -> None:
     assert leftovers(shop) == {}
 
 
+@pytest.mark.one_broker
 def test_a_delivery_that_the_pool_has_lost_goes_back_to_the_broker(shop: Bench) -> None:
     """A job that no child ever accepts is given back and runs, and its child gets work again."""
     shop.start("--concurrency=1", module="tests.support.forgetful")
