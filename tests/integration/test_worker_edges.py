@@ -21,6 +21,9 @@ from unlost.testing.brokers import Vhost
 from unlost.topology import naming
 from unlost.topology.model import Topology
 
+# What Celery does does not depend on the broker's release.
+pytestmark = pytest.mark.one_broker
+
 JSON = {"content_type": "application/json", "content_encoding": "utf-8"}
 
 #: Deliveries are then worked off strictly one after the other.
@@ -427,7 +430,6 @@ def test_a_spent_budget_of_celerys_own_ends_the_message(shop: Bench) -> None:
     assert leftovers(shop) == {}
 
 
-@pytest.mark.one_broker
 def test_a_delivery_that_the_pool_has_lost_goes_back_to_the_broker(shop: Bench) -> None:
     """A job that no child ever accepts is given back and runs, and its child gets work again."""
     shop.start("--concurrency=1", module="tests.support.forgetful")
