@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from functools import partial
+from itertools import count
 
 import pytest
-from sqlalchemy import select, text
+from sqlalchemy import Connection, select, text
 from sqlalchemy.orm import Session
 
 from tests.support.outboxes import (
@@ -26,6 +28,8 @@ from tests.support.outboxes import (
 )
 from unlost.core import headers as h
 from unlost.core.clock import epoch_ms
+from unlost.database.database import Database
+from unlost.database.migrations import Migration, migrate
 from unlost.errors import (
     BrokerUnavailable,
     ConfigurationError,
@@ -35,6 +39,7 @@ from unlost.errors import (
     Unroutable,
 )
 from unlost.outbox.relay import Step
+from unlost.outbox.schema import MIGRATIONS, PART
 from unlost.outbox.schema import outbox as table
 from unlost.outbox.state import Again, Delivered, Park
 from unlost.outbox.store import OutboxStore
@@ -378,3 +383,39 @@ def test_the_status_counts_every_row_once(outbox: OutboxStore) -> None:
     assert status.oldest is not None
     assert timedelta(0) <= status.oldest < timedelta(minutes=5)
     assert [row.message_id for row in outbox.troubled()] == ["m1.0.1", "m2.0.1"]
+
+
+def _of_a_later_release(connection: Connection) -> None:
+    for change in (
+        "ALTER TABLE unlost_outbox ADD COLUMN tenant VARCHAR(64)",
+        "ALTER TABLE unlost_outbox ADD COLUMN weight INTEGER NOT NULL DEFAULT 1",
+        "CREATE INDEX ix_unlost_outbox_tenant ON unlost_outbox (tenant, id)",
+    ):
+        connection.execute(text(change))
+
+
+def test_a_later_release_migrates_while_this_one_works(outbox: OutboxStore) -> None:
+    """Writers and relays of this release go on, before, during and after tables get what it does not know."""
+    later = (*MIGRATIONS, Migration(2, _of_a_later_release))
+    written, over, broker = count(1), threading.Event(), Broker()
+
+    def write_on() -> int:
+        number = 0
+        while not over.wait(0.005):
+            number = next(written)
+            commit(outbox, number, key=f"k{number % 3}")
+        return number
+
+    with ThreadPoolExecutor(1) as writer, running(relay(outbox, broker)):
+        writing = writer.submit(write_on)
+        wait_until(lambda: len(broker.published) > 20, SOON, "some are published before")
+        database = Database(outbox.engine.url.render_as_string(hide_password=False))
+        assert migrate(database, PART, later) == [2]
+        database.dispose()
+        before = len(broker.published)
+        wait_until(lambda: len(broker.published) > before + 20, SOON, "some are published after")
+        over.set()
+        last = writing.result(30)
+        wait_until(lambda: not outbox.status().pending, SOON, "all are published")
+    assert sorted(ids(broker.published)) == sorted(f"m{n}" for n in range(1, last + 1))
+    assert outbox.missing_versions() == []

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
@@ -18,6 +18,7 @@ from kombu import Connection
 from tests.support.outbox_processes import (
     KEYS,
     application,
+    django_application,
     metadata,
     place_order,
     placed,
@@ -95,8 +96,9 @@ def assert_published(vhost: Vhost, expected: set[int], copies: int = 0) -> None:
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("application", [application, django_application])
 def test_an_application_is_killed_around_its_commit(
-    vhost: Vhost, url: str, database: Database, when: str
+    vhost: Vhost, url: str, database: Database, application: Callable[..., None], when: str
 ) -> None:
     """Killed before the commit nothing of the transaction is published, killed after it all of it is."""
     declare_queue(vhost, "work")

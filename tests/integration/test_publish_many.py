@@ -205,21 +205,19 @@ def test_a_full_queue_is_backpressure_while_somebody_consumes(vhost: Vhost) -> N
     assert sorted(ids(taken)) == sorted(each.message_id for each in sent)
 
 
-def test_nothing_is_written_during_a_memory_alarm(own_broker: Broker) -> None:
+def test_nothing_is_written_during_a_memory_alarm(broker: Broker, vhost: Vhost, queue: str) -> None:
     """While the broker is short of memory all fail as Refused, and none of them is there afterwards."""
-    with own_broker.fresh_vhost() as vhost:
-        declare_queue(vhost)
-        with publisher(vhost.amqp_url, confirm_timeout=BRIEFLY) as publishing:
-            before = list(publishing.publish_many([message(body="before")]))
-            with memory_alarm(own_broker):
-                during = list(publishing.publish_many((message() for _ in range(30)), patience=2 * BRIEFLY))
-            after = list(publishing.publish_many([message(body="after")]))
-        assert outcomes(before + after) == [OK, OK]
-        assert outcomes(during) == [FAILED] * 30
-        assert {type(each.error).__name__ for each in during} == {"Refused"}
-        assert "blocks publishers" in str(during[17].error)
-        assert during[17].outgoing.message_id in str(during[17].error)
-        assert [found.body for found in drained(vhost)] == ["before", "after"]
+    with publisher(vhost.amqp_url, confirm_timeout=BRIEFLY) as publishing:
+        before = list(publishing.publish_many([message(body="before")]))
+        with memory_alarm(broker):
+            during = list(publishing.publish_many((message() for _ in range(30)), patience=2 * BRIEFLY))
+        after = list(publishing.publish_many([message(body="after")]))
+    assert outcomes(before + after) == [OK, OK]
+    assert outcomes(during) == [FAILED] * 30
+    assert {type(each.error).__name__ for each in during} == {"Refused"}
+    assert "blocks publishers" in str(during[17].error)
+    assert during[17].outgoing.message_id in str(during[17].error)
+    assert [found.body for found in drained(vhost)] == ["before", "after"]
 
 
 def test_a_lost_connection_is_made_up_for_under_the_same_ids(vhost: Vhost, queue: str) -> None:
@@ -343,6 +341,7 @@ def test_a_window_of_nothing_is_refused(vhost: Vhost) -> None:
         publishing.publish_many([message()], window=0)
 
 
+@pytest.mark.one_broker
 def test_a_queue_without_a_leader_is_waited_for(own_broker: Broker) -> None:
     """A broker that is killed and comes back in the middle of a window costs no message its outcome ok."""
     with own_broker.fresh_vhost() as vhost:

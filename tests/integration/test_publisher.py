@@ -337,6 +337,7 @@ def test_no_confirmed_message_is_lost_when_the_broker_is_killed(own_broker: Brok
         assert {sent.message_id for sent, _ in load.failed} <= there
 
 
+@pytest.mark.one_broker
 def test_without_confirms_the_same_kill_loses_messages(own_broker: Broker) -> None:
     """Mutation control: with confirms off, a publish that returned is missing after the same kill."""
     lost: set[str] = set()
@@ -354,38 +355,34 @@ def test_without_confirms_the_same_kill_loses_messages(own_broker: Broker) -> No
     assert lost
 
 
-def test_a_memory_alarm_refuses_and_leaves_nothing_behind(own_broker: Broker) -> None:
+def test_a_memory_alarm_refuses_and_leaves_nothing_behind(broker: Broker, vhost: Vhost, queue: str) -> None:
     """While the broker is short of memory a publish is Refused, on a new and on an idle connection.
 
     Not a byte of it is stored when the alarm clears, and publishing goes on.
     """
-    with own_broker.fresh_vhost() as vhost:
-        declare_queue(vhost)
-        brief = {"confirm_timeout": BRIEFLY, "patience": 3 * BRIEFLY}
-        with publisher(vhost.amqp_url, **brief) as idle, publisher(vhost.amqp_url, **brief) as new:
-            idle.publish(message(body="before"))
-            with memory_alarm(own_broker):
-                for publishing in (idle, new):
-                    with pytest.raises(errors.Refused, match="blocks publishers"):
-                        publishing.publish(message(body="during"))
+    brief = {"confirm_timeout": BRIEFLY, "patience": 3 * BRIEFLY}
+    with publisher(vhost.amqp_url, **brief) as idle, publisher(vhost.amqp_url, **brief) as new:
+        idle.publish(message(body="before"))
+        with memory_alarm(broker):
             for publishing in (idle, new):
-                publishing.publish(message(body="after"))
-        assert [found.body for found in drained(vhost)] == ["before", "after", "after"]
+                with pytest.raises(errors.Refused, match="blocks publishers"):
+                    publishing.publish(message(body="during"))
+        for publishing in (idle, new):
+            publishing.publish(message(body="after"))
+    assert [found.body for found in drained(vhost)] == ["before", "after", "after"]
 
 
-def test_a_publish_outlasts_a_short_memory_alarm(own_broker: Broker) -> None:
+def test_a_publish_outlasts_a_short_memory_alarm(broker: Broker, vhost: Vhost, queue: str) -> None:
     """A publish that began during an alarm succeeds, once, when the alarm clears within its patience."""
-    with own_broker.fresh_vhost() as vhost:
-        declare_queue(vhost)
-        sent = message()
-        with publisher(vhost.amqp_url) as publishing, ThreadPoolExecutor(1) as thread:
-            publishing.publish(message(body="before"))
-            with memory_alarm(own_broker):
-                waiting = thread.submit(publishing.publish, sent)
-                with pytest.raises(TimeoutError):
-                    waiting.result(1)
-            waiting.result(30)
-        assert ids(drained(vhost))[1:] == [sent.message_id]
+    sent = message()
+    with publisher(vhost.amqp_url) as publishing, ThreadPoolExecutor(1) as thread:
+        publishing.publish(message(body="before"))
+        with memory_alarm(broker):
+            waiting = thread.submit(publishing.publish, sent)
+            with pytest.raises(TimeoutError):
+                waiting.result(1)
+        waiting.result(30)
+    assert ids(drained(vhost))[1:] == [sent.message_id]
 
 
 def test_a_fork_after_a_publish_shares_nothing(vhost: Vhost, queue: str) -> None:

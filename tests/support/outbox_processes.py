@@ -71,6 +71,36 @@ def application(url: str, orders_to_place: list[int], when: str) -> None:
     die()
 
 
+def django_application(url: str, orders_to_place: list[int], when: str) -> None:
+    """Do the same in Django's transactions: rows and messages by its own connection."""
+    from django.db import connection, transaction
+
+    from tests.support import django_project
+
+    class _Refused(Exception):
+        """Ends the transaction."""
+
+    def place(number: int, last: Callable[[], None] = lambda: None) -> None:
+        with transaction.atomic(), connection.cursor() as cursor:
+            cursor.execute("INSERT INTO orders (number) VALUES (%s)", [number])
+            order = message(number).to("", "work")
+            write(DjangoTransaction("default"), [order], f"k{number % KEYS}")
+            last()
+
+    def refuse() -> None:
+        raise _Refused
+
+    django_project.set_up({"default": url})
+    from unlost.django.transaction import DjangoTransaction
+
+    *others, final = orders_to_place
+    for number in others:
+        with suppress(_Refused):
+            place(number, refuse if number % 3 == 0 else lambda: None)
+    place(final, die if when == "before" else lambda: None)
+    die()
+
+
 def _roll_back(database: Database, number: int) -> None:
     class _Refused(Exception):
         """Ends the transaction."""

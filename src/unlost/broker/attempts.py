@@ -54,7 +54,7 @@ class Attempts:
                 raise
             raise self._unknown from exc
 
-    def are_over(self, _: RetryCallState) -> bool:
+    def are_over(self, _: RetryCallState | None = None) -> bool:
         """Whether the patience is spent."""
         return self._left() <= 0
 

@@ -8,6 +8,8 @@ absorbs the copy.
 
 from __future__ import annotations
 
+import random
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from datetime import timedelta
@@ -20,6 +22,13 @@ from unlost.broker.errors import BrokerUnavailable, ConfirmUnknown, Refused
 from unlost.broker.pool import Pool
 from unlost.broker.window import Patience, Published, Window
 from unlost.core.message import Outgoing
+
+#: What may be otherwise a moment later.
+_PASSING = (BrokerUnavailable, Refused, ConfirmUnknown)
+
+#: Seconds between attempts; drawn at random up to these, so that publishers do not come back together.
+_FIRST_PAUSE = 0.1
+_LONGEST_PAUSE = 1.0
 
 
 class Publisher:
@@ -73,17 +82,9 @@ class Publisher:
             patience=(patience or self._patience).total_seconds(),
             connect_patience=(patience or self._connect_patience).total_seconds(),
         )
-        retrying = Retrying(
-            retry=retry_if_exception_type((BrokerUnavailable, Refused, ConfirmUnknown)),
-            stop=attempts.are_over,
-            wait=wait_random_exponential(multiplier=0.1, max=1),
-            reraise=True,
-        )
         try:
             with attempts.judged():
-                for attempt in retrying:
-                    with attempt, attempts.remembered():
-                        self._publish_once(message, attempts.time_to_connect())
+                self._publish_patiently(message, attempts)
         except ConfirmUnknown as exc:
             exc.sent_by(self.publish)
             raise
@@ -137,6 +138,29 @@ class Publisher:
     def close(self) -> None:
         """Close the idle connections."""
         self._pool.close()
+
+    def _publish_patiently(self, message: Outgoing, attempts: Attempts) -> None:
+        try:
+            # Nearly always enough, so it does not pay for what only a failure needs.
+            self._try(message, attempts)
+        except _PASSING:
+            if attempts.are_over():
+                raise
+        else:
+            return
+        time.sleep(random.uniform(0, _FIRST_PAUSE))  # noqa: S311 - no secret
+        for attempt in Retrying(
+            retry=retry_if_exception_type(_PASSING),
+            stop=attempts.are_over,
+            wait=wait_random_exponential(multiplier=_FIRST_PAUSE, max=_LONGEST_PAUSE),
+            reraise=True,
+        ):
+            with attempt:
+                self._try(message, attempts)
+
+    def _try(self, message: Outgoing, attempts: Attempts) -> None:
+        with attempts.remembered():
+            self._publish_once(message, attempts.time_to_connect())
 
     def _publish_once(self, message: Outgoing, connect_timeout: timedelta) -> None:
         link = self._pool.borrow(connect_timeout)

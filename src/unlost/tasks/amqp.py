@@ -143,11 +143,12 @@ class ReliableAMQP(AMQP):
             InvalidMessage: What would travel is larger than the broker takes; nothing was sent.
             StoreUnavailable: The payload could not be stored; nothing was sent.
         """
-        claims = self._runtime.claims
-        known = self.app.tasks.get(message.headers.get("task"))
-        if claims is not None and (known is None or getattr(known, "redeems_claims", False)):
-            message = claims.check_in(message)
-        guard(message, self._runtime.settings)
+        runtime = self._runtime
+        if runtime.claims is not None:
+            known = self.app.tasks.get(message.headers.get("task"))
+            if known is None or getattr(known, "redeems_claims", False):
+                message = runtime.claims.check_in(message)
+        guard(message, runtime.settings)
         return message
 
     @property

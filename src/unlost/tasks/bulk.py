@@ -128,6 +128,7 @@ class Renderer:
         self._options = options
         self._fills_in = fills_in
         self._template: MessageTemplate | None = None
+        self._ready = task.app.amqp.ready
         #: ``task_always_eager``: nothing is published, the call returns when the task has run.
         self.runs_at_once = bool(task.app.conf.task_always_eager)
         given = (options.get("headers") or {}).get(h.CORRELATION_ID)
@@ -145,13 +146,13 @@ class Renderer:
         args, kwargs = _call_of(item)
         if self._template is not None:
             args, kwargs = self._checked(args, kwargs)
-            return [self._task.app.amqp.ready(self._template.fill(args, kwargs))]
+            return [self._ready(self._template.fill(args, kwargs))]
         with captured(self._runtime.sink) as sink:
             self._task.apply_async(args, kwargs, **self._options)
         if self._fills_in and len(sink.messages) == 1:
             self._template = MessageTemplate(sink.messages[0], new_correlation=self._new_correlation)
         # Behind the template: a claim belongs to one message.
-        return [self._task.app.amqp.ready(each) for each in sink.messages]
+        return [self._ready(each) for each in sink.messages]
 
     def _checked(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
         """Do what ``apply_async`` does with arguments before it makes a message of them."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import re
 import time
 import uuid
@@ -17,7 +18,9 @@ from struct import pack
 from typing import Any
 
 from celery import Celery, Task, signals
-from kombu.serialization import dumps
+from kombu.serialization import dumps, registry
+from kombu.utils.json import JSONEncoder
+from kombu.utils.json import dumps as kombu_dumps
 
 from unlost.broker.frames import encode_properties
 from unlost.core import headers as h
@@ -86,14 +89,18 @@ class MessageTemplate:
 
     def __init__(self, sample: Outgoing, *, new_correlation: bool) -> None:
         self._sample = sample
-        self._embed = json.loads(sample.body)[2]
-        self._task = str(sample.headers["task"])
-        self._nesting = sample.headers.get("replaced_task_nesting") or 0
+        args, kwargs, self._embed = json.loads(sample.body)
         own = sample.headers["id"]
         self._ids = [name for name, value in sample.headers.items() if value == own]
         self._id_properties = [name for name, value in sample.properties.items() if value == own]
+        nesting = sample.headers.get("replaced_task_nesting") or 0
+        # What follows the task id in a message id.
+        self._life = amqp_message_id(MessageId(sample.headers["task"], "", nesting), Generation(0, 1))
         self._new_correlation = new_correlation
-        self._parts = self._encode()
+        self._encoder = JSONEncoder()
+        self._rest = f", {self._encoder.encode(self._embed)}]"
+        self._splices = _is_kombus_json() and self._spliced(args, kwargs) == sample.body
+        self._pattern, self._order = self._encode()
 
     def fill(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Outgoing:
         """Return a message with these arguments and ids of its own.
@@ -101,20 +108,33 @@ class MessageTemplate:
         Raises:
             kombu.exceptions.EncodeError: JSON has no form for an argument.
         """
-        task_id = str(uuid.uuid4())
-        correlation = uuid.uuid4().hex if self._new_correlation else ""
+        task_id, correlation = _random_ids()
+        if not self._new_correlation:
+            correlation = ""
         now = int(time.time() * 1000)
+        message = self._filled(self._body(args, kwargs), task_id, correlation, now)
+        values = (task_id.encode(), correlation.encode(), pack(">q", now))
+        return message.with_encoded(self._pattern % tuple([values[which] for which in self._order]))
+
+    def _body(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes | str:
+        """Return what kombu makes of a task's body; of what is the same in all, only once."""
+        if self._splices:
+            try:
+                return self._spliced(args, kwargs)
+            except Exception:  # noqa: BLE001, S110 - kombu meets it, too, and names it
+                pass
         _, _, body = dumps((args, kwargs, self._embed), serializer="json")
-        message = self._filled(body, task_id, correlation, now)
-        values = {_ID: task_id.encode(), _CORRELATION: correlation.encode(), _NOW: pack(">q", now)}
-        parts = self._parts
-        return message.with_encoded(
-            b"".join([values[part] if isinstance(part, int) else part for part in parts])
-        )
+        made: bytes | str = body
+        return made
+
+    def _spliced(self, args: Any, kwargs: Any) -> str:
+        both: str = self._encoder.encode((args, kwargs))
+        return both[:-1] + self._rest
 
     def _filled(self, body: bytes | str, task_id: str, correlation: str, now: int) -> Outgoing:
         sample = self._sample
-        headers = {**sample.headers, h.FIRST_PUBLISHED: now}
+        headers = {**sample.headers}
+        headers[h.FIRST_PUBLISHED] = now
         for name in self._ids:
             headers[name] = task_id
         if correlation:
@@ -122,8 +142,7 @@ class MessageTemplate:
         properties = {**sample.properties}
         for name in self._id_properties:
             properties[name] = task_id
-        identity = MessageId(self._task, task_id, self._nesting)
-        properties["message_id"] = amqp_message_id(identity, Generation(0, 1))
+        properties["message_id"] = task_id + self._life
         return Outgoing(
             exchange=sample.exchange,
             routing_key=sample.routing_key,
@@ -132,17 +151,38 @@ class MessageTemplate:
             properties=properties,
         )
 
-    def _encode(self) -> list[bytes | int]:
-        """Encode a message of unmistakable values, and cut it where they stand."""
+    def _encode(self) -> tuple[bytes, list[int]]:
+        """Encode a message of unmistakable values; return it with holes for them, and which is which."""
         task_id, correlation = str(uuid.uuid4()), uuid.uuid4().hex
         # As long as any time to come: more than 32 bits make AMQP's "L".
         now = (1 << 62) | (uuid.uuid4().int >> 68)
         encoded = encode_properties(
             self._filled(self._sample.body, task_id, correlation if self._new_correlation else "", now)
         )
-        marks = {task_id.encode(): _ID, correlation.encode(): _CORRELATION, pack(">q", now): _NOW}
+        marks = [task_id.encode(), correlation.encode(), pack(">q", now)]
         pattern = b"(" + b"|".join(re.escape(mark) for mark in marks) + b")"
-        return [marks.get(part, part) for part in re.split(pattern, encoded) if part]
+        # Every second part is a mark.
+        parts = re.split(pattern, encoded)
+        order = [marks.index(mark) for mark in parts[1::2]]
+        return b"%b".join(part.replace(b"%", b"%%") for part in parts[::2]), order
 
 
-_ID, _CORRELATION, _NOW = range(3)
+def _is_kombus_json() -> bool:
+    """Whether nobody has put another serializer in the place of kombu's JSON."""
+    encoder = registry._encoders.get("json")
+    return encoder is not None and encoder.encoder is kombu_dumps
+
+
+def _random_ids() -> tuple[str, str]:
+    """Return a task id in the form of a UUID of version 4, and a correlation id, as 32 hexadecimal digits.
+
+    ``uuid.uuid4()`` does the same by way of an integer, for three times as long.
+    """
+    digits = os.urandom(32).hex()
+    variant = _VARIANTS[digits[16]]
+    task_id = f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-{variant}{digits[17:20]}-{digits[20:32]}"
+    return task_id, digits[32:]
+
+
+#: The digit that says "RFC 9562", by a random one: its two upper bits are 10.
+_VARIANTS = {f"{digit:x}": f"{8 | digit & 3:x}" for digit in range(16)}
