@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from tests.support.traces import read
 from unlost.core import headers as h
 
 #: The clocks of two processes of one host differ by the resolution in which they are written.
@@ -65,18 +64,8 @@ class Lateness:
 
 
 def read_starts(folder: Path) -> list[Start]:
-    """Return all complete lines of all processes, in the order of time."""
-    found = [Start(**line) for path in folder.glob("*.jsonl") for line in _lines(path)]
-    return sorted(found, key=lambda start: start.at_ms)
-
-
-def _lines(path: Path) -> Iterator[Any]:
-    for line in path.read_text().splitlines():
-        try:
-            yield json.loads(line)
-        except ValueError:
-            # Cut off by a kill.
-            continue
+    """Return all starts that were written whole, in the order of time."""
+    return [Start(**line) for line in read(folder)]
 
 
 def problems_of(starts: Iterable[Start], sent: Mapping[int, str]) -> list[str]:
@@ -168,8 +157,3 @@ def _ends(starts: Iterable[Start]) -> tuple[dict[int, Start], dict[int, Start]]:
         else:
             last.setdefault(start.number, start)
     return first, last
-
-
-def span(duration: timedelta) -> float:
-    """Return milliseconds."""
-    return duration / timedelta(milliseconds=1)

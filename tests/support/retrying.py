@@ -6,17 +6,16 @@ time, the queue whose consumer got the delivery, and the message as it came.
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 from celery import Celery
 from celery.signals import task_received
 
 import unlost
+from tests.support.traces import leave
 
 app = Celery("retrying")
 runtime = unlost.install(app, topology=os.environ["TEST_TOPOLOGY"])
@@ -44,19 +43,19 @@ def later(self: Any, number: int, after_ms: int, together_at_ms: int | None = No
 
 
 def note(request: Any, number: int, attempt: int, now: float, after_ms: int) -> None:
-    """Append one line; what a kill cuts short counts for nothing."""
+    """Leave a trace of a start."""
     message = dict(request.properties)
-    line = {
-        "number": number,
-        "attempt": attempt,
-        "at_ms": now,
-        "after_ms": after_ms,
-        "queue": request.test_queue,
-        "headers": message.pop("application_headers"),
-        "properties": message,
-    }
-    with (Path(os.environ["TEST_STARTS"]) / f"{os.getpid()}.jsonl").open("a") as out:
-        out.write(json.dumps(line, default=str) + "\n")
+    headers = message.pop("application_headers")
+    leave(
+        os.environ["TEST_STARTS"],
+        number=number,
+        attempt=attempt,
+        at_ms=now,
+        after_ms=after_ms,
+        queue=request.test_queue,
+        headers=headers,
+        properties=message,
+    )
 
 
 class Retries:
