@@ -39,3 +39,43 @@ def test_retries_are_exact_under_kills_and_a_broker_restart(own_broker: Broker, 
     assert_exact(outcome)
     assert outcome.kills >= 2
     assert len(outcome.outages) == 1
+
+
+@pytest.mark.long
+def test_ten_thousand_retries_are_exact_and_in_time(own_broker: Broker, tmp_path: Path) -> None:
+    """Delays from 0 to 30 s, a kill every ten seconds, one of the broker; 99 of 100 start within a second.
+
+    Counted from when the broker lets go of a message (its due time, for a delay of whole seconds) to the
+    first line of its body. What was due while the broker was down is late by the outage, and counted apart.
+    """
+    plan = Plan(
+        messages=10_000,
+        rate=80,
+        longest=timedelta(seconds=30),
+        kill_every=timedelta(seconds=10),
+        patience=timedelta(seconds=300),
+    )
+    outcome = run(plan, own_broker, tmp_path)
+    print(report(outcome))
+    assert_exact(outcome)
+    assert outcome.kills >= 5
+    assert len(outcome.outages) == 1
+    assert lateness(outcome.starts, apart=outcome.outages).quantile(0.99) < 1
+
+
+@pytest.mark.long
+def test_many_retries_that_are_due_together_start_one_after_another(
+    own_broker: Broker, tmp_path: Path
+) -> None:
+    """Two thousand retries that come due within eight seconds: all run, none early; says how late."""
+    plan = Plan(
+        messages=2000,
+        rate=150,
+        longest=timedelta(seconds=30),
+        together=timedelta(seconds=8),
+        kill_every=None,
+        restart_broker=False,
+    )
+    outcome = run(plan, own_broker, tmp_path)
+    print(report(outcome))
+    assert_exact(outcome)

@@ -59,5 +59,5 @@ def test_lateness_is_counted_from_when_the_broker_lets_go() -> None:
     """A delay of 1.6 s waits for 2 on the path; what was due in an outage is left out."""
     assert lateness([FIRST, SECOND]).seconds == [0.05]
     rounded = [start(1, 1000, after_ms=1600), start(2, 3050, headers={**SECOND.headers, h.DUE: 2600})]
-    assert lateness(rounded).seconds == [pytest.approx(0.05)]
+    assert lateness(rounded).quantile(1) == pytest.approx(0.05)
     assert lateness([FIRST, SECOND], apart=[Window(2500, 3500)]).seconds == []
