@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from unlost.config import Settings as Settings
+    from unlost.core.breaker import Breaker as Breaker
+    from unlost.core.limits import Limit as Limit
     from unlost.core.retry import RetryPolicy as RetryPolicy
     from unlost.errors import Permanent as Permanent
     from unlost.errors import RetryLater as RetryLater
@@ -24,6 +26,8 @@ else:
         from importlib import import_module
 
         homes = {
+            "Breaker": "unlost.core.breaker",
+            "Limit": "unlost.core.limits",
             "Permanent": "unlost.errors",
             "ReliableTask": "unlost.tasks.task",
             "RetryLater": "unlost.errors",
@@ -43,6 +47,8 @@ else:
 
 
 __all__ = [
+    "Breaker",
+    "Limit",
     "Permanent",
     "ReliableTask",
     "RetryLater",

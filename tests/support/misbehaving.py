@@ -193,6 +193,19 @@ def stamps_time(self: Any, label: str) -> None:
     note(f"{label}-{time.time_ns() // 1_000_000}")
 
 
+@task(name="t.drops_expired", on_expired="drop")
+def drops_expired(self: Any, label: str) -> None:
+    """Never run: it is only published when it has expired."""
+    note(label)
+
+
+@task(name="t.comes_too_late", retry=THRICE)
+def comes_too_late(self: Any, label: str) -> None:
+    """Ask to be run again after six seconds."""
+    note(label)
+    raise self.retry_later(after=timedelta(seconds=6))
+
+
 @task(name="t.waits")
 def waits(self: Any, label: str) -> None:
     """Keep a slot until somebody leaves the trace ``release``."""

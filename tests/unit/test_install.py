@@ -21,6 +21,8 @@ NOWHERE = "amqp://guest:guest@127.0.0.1:1//"
 
 #: For each required setting a value that contradicts it.
 WRONG: dict[str, Any] = {
+    "worker_disable_rate_limits": False,
+    "task_default_rate_limit": "10/s",
     "task_acks_late": False,
     "task_reject_on_worker_lost": False,
     "task_acks_on_failure": True,

@@ -58,43 +58,63 @@ STOPS = st.recursive(
 )
 
 
-def in_process(wait: wait_base, stop: stop_base, lasts: list[float]) -> list[float]:
-    """Return the sleeps of tenacity itself over attempts that last so long and all fail."""
-    now, sleeps = [0.0], list[float]()
+#: How an attempt ends: it succeeds, or raises what is tried again, or what is not.
+OUTCOMES = st.lists(
+    st.tuples(QUARTERS, st.sampled_from([OSError, OSError, OSError, ConnectionError, KeyError, None])),
+    min_size=MOST_ATTEMPTS,
+    max_size=MOST_ATTEMPTS,
+)
+Outcomes = list[tuple[float, type[Exception] | None]]
+
+
+def in_process(wait: wait_base, stop: stop_base, outcomes: Outcomes) -> tuple[int, list[float], str]:
+    """Return attempts, sleeps and end of tenacity itself over attempts that last so long and end so."""
+    now, sleeps, attempts = [0.0], list[float](), [0]
 
     def sleep(seconds: float) -> None:
         sleeps.append(seconds)
         now[0] += seconds
 
     def body() -> None:
-        now[0] += lasts[len(sleeps)]
-        raise OSError
+        lasted, raised = outcomes[attempts[0]]
+        attempts[0] += 1
+        now[0] += lasted
+        if raised is not None:
+            raise raised
 
     bounded = stop | stop_after_attempt(MOST_ATTEMPTS)
-    with patch("time.monotonic", lambda: now[0]), pytest.raises(RetryError):
-        Retrying(wait=wait, stop=bounded, sleep=sleep)(body)
-    return sleeps
+    retrying = Retrying(wait=wait, stop=bounded, retry=retry_if_exception_type(OSError), sleep=sleep)
+    end = "done"
+    with patch("time.monotonic", lambda: now[0]):
+        try:
+            retrying(body)
+        except RetryError:
+            end = "budget-spent"
+        except KeyError:
+            end = "permanent"
+    return attempts[0], sleeps, end
 
 
-def across_deliveries(wait: wait_base, stop: stop_base, lasts: list[float]) -> list[float]:
-    """Return the delays of a policy whose every attempt is another delivery."""
-    policy = RetryPolicy(wait=wait, stop=stop | stop_after_attempt(MOST_ATTEMPTS))
+def across_deliveries(wait: wait_base, stop: stop_base, outcomes: Outcomes) -> tuple[int, list[float], str]:
+    """Return the same of a policy whose every attempt is another delivery."""
+    policy = RetryPolicy(wait=wait, stop=stop | stop_after_attempt(MOST_ATTEMPTS), on=(OSError,))
     now, delays = 0.0, list[float]()
-    for attempt, lasted in enumerate(lasts, start=1):
+    for attempt, (lasted, raised) in enumerate(outcomes, start=1):
         now += lasted
-        verdict = policy.decide(OSError(), attempt=attempt, since_start=timedelta(seconds=now))
+        if raised is None:
+            return attempt, delays, "done"
+        verdict = policy.decide(raised(), attempt=attempt, since_start=timedelta(seconds=now))
         if isinstance(verdict, GiveUp):
-            assert verdict == GiveUp("budget-spent")
-            return delays
+            return attempt, delays, verdict.reason
         delays.append(verdict.after.total_seconds())
         now += delays[-1]
     raise AssertionError("the policy went on beyond its last attempt")
 
 
-@given(WAITS, STOPS, st.lists(QUARTERS, min_size=MOST_ATTEMPTS, max_size=MOST_ATTEMPTS))
-def test_same_as_tenacity(wait: wait_base, stop: stop_base, lasts: list[float]) -> None:
-    """For any strategies the delays and the end are those of tenacity in one process."""
-    assert across_deliveries(wait, stop, lasts) == in_process(wait, stop, lasts)
+@given(WAITS, STOPS, OUTCOMES)
+def test_same_as_tenacity(wait: wait_base, stop: stop_base, outcomes: Outcomes) -> None:
+    """For any strategies and outcomes, attempts, delays and end are those of tenacity in one process."""
+    assert across_deliveries(wait, stop, outcomes) == in_process(wait, stop, outcomes)
 
 
 def decide(policy: RetryPolicy, exception: BaseException, **more: Any) -> TryAgain | GiveUp:

@@ -133,6 +133,7 @@ def _facts(letter: DeadLetter) -> dict[str, Any]:
         "routing_key": letter.headers.get("x-unlost-death-routing-key"),
         "attempt": letter.attempt,
         "crashes": letter.crashes,
+        "lost": letter.lost,
         "redrives": letter.redrives,
         "loop": letter.is_loop,
         "worker": letter.worker,

@@ -27,6 +27,8 @@ DUE = "x-unlost-due"
 EXPIRES = "x-unlost-expires"
 BUDGET_START = "x-unlost-budget-start"
 CRASHES = "x-unlost-crashes"
+#: How often another worker took the message over from one that had fallen silent.
+LOST = "x-unlost-lost"
 HOLDS = "x-unlost-holds"
 #: The body is a reference to a payload in a claim store.
 CLAIM = "x-unlost-claim"
@@ -189,7 +191,7 @@ def redriven(headers: Mapping[str, Any], *, at_ms: int, failure: str, run_again:
     """
     generation = Generation(_integer(headers, REDRIVES, 0) + 1, 1)
     changed = successor(headers, generation, None)
-    for name in (CRASHES, BUDGET_START, RUN_AGAIN):
+    for name in (CRASHES, LOST, BUDGET_START, RUN_AGAIN):
         changed.pop(name, None)
     if run_again:
         changed.pop(EXPIRES, None)

@@ -83,6 +83,11 @@ class DeadLetter:
         """Return how many processes the message took down since it was published or sent back."""
         return self._number(h.CRASHES) or 0
 
+    @property
+    def lost(self) -> int:
+        """Return how often another worker took it over since it was published or sent back."""
+        return self._number(h.LOST) or 0
+
     @cached_property
     def reason(self) -> str:
         """Return why it is dead: our reason, or the broker's, or ``unknown``."""

@@ -311,6 +311,23 @@ def route(topology: Topology, queue: str, due: datetime | None) -> tuple[str, st
     return entry, naming.delay_routing_key(min(wait, naming.longest_delay(levels)), queue, levels)
 
 
+def has_waited(topology: Topology, delivery_info: Any) -> bool:
+    """Return whether a delivery has come through the delay path after all of its wait.
+
+    The longest wait that the path has may be the beginning of a longer one.
+    """
+    info = delivery_info or {}
+    exchange = str(info.get("exchange") or "")
+    waited = naming.waited_for(str(info.get("routing_key") or ""))
+    # Where the last level with a wait handed it on to: a lower level's exchange, or the last.
+    if waited is None or not (
+        exchange == naming.delay_delivery_exchange(topology.name)
+        or naming.is_delay_exchange(topology.name, exchange)
+    ):
+        return False
+    return timedelta(0) < waited < naming.longest_delay(topology.delay.levels)
+
+
 def _due(countdown: float | None, eta: datetime | str | None) -> datetime | None:
     if eta:
         return moment_of(eta)

@@ -30,7 +30,7 @@ class Attempt:
     process. ``in_process`` counts the attempts that the body made beyond its first. ``claim`` is the key that
     it holds, and ``journalled`` says that it began a step. ``dispatched`` counts up to ``successors`` as
     links and the next task of a chain are confirmed. ``lost`` says why the payload that the delivery refers
-    to cannot be had.
+    to cannot be had. ``speaks_against`` what the task depends on, if the body raised what its breaker counts.
     """
 
     message: MessageId
@@ -52,6 +52,8 @@ class Attempt:
     decided: Row | None = None
     result: Any = None
     lost: ClaimLost | None = None
+    speaks_against: bool = False
+    expired: bool = False
     claim: Claim | None = None
     journalled: bool = False
 

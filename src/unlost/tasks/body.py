@@ -19,6 +19,7 @@ from celery.exceptions import Ignore, Reject, Retry, WorkerShutdown, WorkerTermi
 from pydantic import ValidationError
 
 from unlost.core import headers as h
+from unlost.core.breaker import Breaker
 from unlost.core.clock import epoch_ms, from_epoch_ms
 from unlost.core.headers import Failure
 from unlost.core.keys import Recorded
@@ -106,7 +107,7 @@ def _run(task: ReliableTask, runtime: Runtime, attempt: Attempt, args: Any, kwar
         done = _claim(task, runtime, attempt, args, kwargs)
         if done is not None:
             return _finish_duplicate(task, runtime, attempt, done)
-        returned = _invoke(task, args, kwargs)
+        returned = _invoke(task, attempt, args, kwargs)
         result = encode_result(returned)
     except (MemoryError, SystemExit, KeyboardInterrupt, GeneratorExit) as exc:
         if attempt.completed and not _ends_the_worker(exc):
@@ -192,14 +193,25 @@ def _complete(runtime: Runtime, attempt: Attempt, result: str | None, quietly: F
     attempt.completed = True
 
 
-def _invoke(task: ReliableTask, args: Any, kwargs: Any) -> Any:
-    if task.payload is None:
-        return task.run(*args, **kwargs)
+def _invoke(task: ReliableTask, attempt: Attempt, args: Any, kwargs: Any) -> Any:
+    if task.payload is not None:
+        try:
+            args, kwargs = (task.to_payload(args, kwargs),), {}
+        except (ValidationError, TypeError) as exc:
+            raise InvalidPayload(str(exc)) from exc
     try:
-        payload = task.to_payload(args, kwargs)
-    except (ValidationError, TypeError) as exc:
-        raise InvalidPayload(str(exc)) from exc
-    return task.run(payload)
+        return task.run(*args, **kwargs)
+    except Exception as exc:
+        attempt.speaks_against = _speaks_against(task.breaker, exc)
+        raise
+
+
+def _speaks_against(breaker: Breaker | None, exc: Exception) -> bool:
+    """Whether what a body raised speaks against what its task depends on."""
+    if breaker is None or isinstance(exc, Ignore | Reject | LeaseLost):
+        return False
+    cause = exc.exc if isinstance(exc, Retry | Spent) and exc.exc is not None else exc
+    return isinstance(cause, SoftTimeLimitExceeded) or breaker.counts(cause)
 
 
 def _check_result(attempt: Attempt, result: str | None) -> None:
@@ -238,6 +250,12 @@ def _fail(task: ReliableTask, runtime: Runtime, attempt: Attempt, exc: Exception
         _complete(runtime, attempt, None, quietly=failure_of(exc, "ignored"))
         ignored: Exception = exc
         return ignored
+    if isinstance(exc, Expired) and task.on_expired == "drop":
+        logger.warning("%s %s: dropped, as its task says", attempt.message, exc)
+        _complete(runtime, attempt, None, quietly=failure_of(exc, "expired"))
+        attempt.expired = True
+        dropped: Exception = Ignore(str(exc))
+        return dropped
     return decide(runtime, attempt, exc, verdict_of(task.retry_policy or runtime.retries, attempt, exc))
 
 

@@ -31,10 +31,13 @@ def check_topology(connection: Any, runtime: Runtime, queues: Iterable[str]) -> 
     missing = [
         f"queue {name!r}" for name in [*names, *dead_letters] if not _exists(connection, "queue", name)
     ]
+    levels = naming.delay_levels(topology.name, topology.delay.levels)
+    missing += [f"queue {name!r}" for name in levels if not _exists(connection, "queue", name)]
     exchanges = (
         topology.exchange,
         naming.dead_letter_exchange_of(topology.name),
-        naming.delay_entry_exchange(topology.name, topology.delay.levels),
+        *levels,
+        naming.delay_delivery_exchange(topology.name),
     )
     missing += [f"exchange {name!r}" for name in exchanges if not _exists(connection, "exchange", name)]
     if missing:

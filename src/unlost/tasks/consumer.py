@@ -24,6 +24,8 @@ from unlost.errors import BrokerError, TopologyError
 from unlost.tasks.amqp import route
 from unlost.tasks.attempt import origin_of
 from unlost.tasks.check import check_topology
+from unlost.tasks.gatekeeper import Gatekeeper
+from unlost.tasks.gates import FETCHED_FROM, gates_of
 from unlost.tasks.request import ReliableRequest
 from unlost.tasks.runtime import Runtime, runtime_of
 from unlost.tasks.settings import EXIT_CONFIGURATION
@@ -56,6 +58,7 @@ class ReliableConsumer(Consumer):
             connection = super().connect()
             if self.restart_count <= 0:
                 check_topology(connection, self._runtime, self.app.amqp.queues.consume_from)
+                self._watch_gates()
         except TopologyError as exc:
             if self._runtime.settings.topology_check == "warn":
                 logger.warning("%s", exc)
@@ -68,6 +71,23 @@ class ReliableConsumer(Consumer):
             raise _shutdown(refusal_of(self.conninfo, exc)) from None
         self._look_for_stranded()
         return connection
+
+    def _watch_gates(self) -> None:
+        """Have the queues of this worker that are behind a breaker or a limit looked after."""
+        queues = self.app.amqp.queues
+        reliable = [task for task in self.app.tasks.values() if isinstance(task, ReliableTask)]
+        gates = gates_of(self.app, reliable)
+        mine = {queue: gate for queue, gate in gates.items() if queue in queues.consume_from}
+        homes = {task.name: task.queue or str(self.app.conf.task_default_queue) for task in reliable}
+        behind = {name: queue for name, queue in homes.items() if queue in gates}
+        self._runtime.traffic.watch(mine, behind)
+        throttle = self._runtime.throttle
+        if not mine or throttle is None:
+            return
+        # What is limited is never consumed from: its messages are fetched as there are permits.
+        queues.deselect([queue for queue, gate in mine.items() if gate.limit is not None])
+        keeper = Gatekeeper(self, mine, self._runtime.traffic, throttle, self._runtime.settings.lease)
+        keeper.start()
 
     def _look_for_stranded(self) -> None:
         """Look every few seconds for what the pool has lost. Celery ends the timers of a lost connection."""
@@ -108,6 +128,9 @@ class ReliableConsumer(Consumer):
                 return self._dead_letter(message, "malformed", problem)
             if h.is_newer(message.headers):
                 return self._park(message, "newer-version", "written by a newer release of unlost")
+            home = self._runtime.traffic.gate_of(message.headers["task"])
+            if home is not None and home != self._queue_of(message):
+                return self._move(message, home)
             try:
                 return handle(message)
             except fatal:
@@ -149,6 +172,13 @@ class ReliableConsumer(Consumer):
             self._publish_then_settle, message, raw_copy(message, exchange, routing_key, headers)
         )
 
+    def _move(self, message: Any, queue: str) -> None:
+        """Send a message to the queue where its task's breaker or limit holds."""
+        logger.info("a delivery on %s is sent to %s, its task's own queue", self._queue_of(message), queue)
+        headers = {**h.strip(message.headers), h.QUEUE: queue}
+        copy = raw_copy(message, *route(self._runtime.topology, queue, None), headers)
+        self._runtime.in_background(self._publish_then_settle, message, copy)
+
     def _dead_letter(self, message: Any, reason: str, text: str) -> None:
         """Publish the raw message with its reason off the main loop, then ack it on the loop."""
         queue = self._queue_of(message)
@@ -168,7 +198,10 @@ class ReliableConsumer(Consumer):
 
     def _queue_of(self, message: Any) -> str:
         """Return the queue a delivery came from; its routing key may be the delay path's."""
-        tag = (message.delivery_info or {}).get("consumer_tag")
+        info = message.delivery_info or {}
+        if FETCHED_FROM in info:
+            return str(info[FETCHED_FROM])
+        tag = info.get("consumer_tag")
         tags = getattr(self.task_consumer, "_active_tags", {})
         default = str(self.app.conf.task_default_queue)
         return next((str(name) for name, active in tags.items() if active == tag), default)

@@ -22,10 +22,13 @@ from unlost.errors import ConfigurationError, StoreUnavailable
 from unlost.idempotency.open import open_store
 from unlost.idempotency.sql import SqlStore
 from unlost.outbox.store import OutboxStore
+from unlost.tasks import remote  # noqa: F401 - registers its commands, for clients too
+from unlost.tasks.gates import gates_of
 from unlost.tasks.leases import LeaseKeeper
 from unlost.tasks.runtime import Runtime, attach, has_runtime, runtime_of
 from unlost.tasks.settings import EXIT_CONFIGURATION, celery_settings, refuse_contradictions
 from unlost.tasks.task import ReliableTask, refuse_unsafe
+from unlost.throttle.store import ThrottleStore
 from unlost.topology.model import Topology
 
 logger = logging.getLogger(__name__)
@@ -89,6 +92,7 @@ def _runtime(app: Celery, topology: Topology, settings: Settings, retries: Retry
         if isinstance(ledger, SqlStore):
             # Beside the ledger: what a unit of work publishes commits with it.
             OutboxStore(ledger.database).create_schema()
+            ThrottleStore(ledger.database).create_schema()
     except StoreUnavailable as exc:
         raise StoreUnavailable(f"{ledger!r} cannot be opened: {exc}. Check the path and its rights.") from exc
     return Runtime(
@@ -105,6 +109,7 @@ def _runtime(app: Celery, topology: Topology, settings: Settings, retries: Retry
         retries=retries or RetryPolicy(stop=ONCE),
         leases=LeaseKeeper(ledger, settings.lease),
         claims=_claims(settings, ledger),
+        throttle=ThrottleStore(ledger.database) if isinstance(ledger, SqlStore) else None,
     )
 
 
@@ -124,9 +129,10 @@ def _use_our_amqp(app: Celery) -> None:
 
 def _check_registered_tasks(app: Celery, runtime: Runtime) -> None:
     registered: Mapping[str, Any] = app._tasks
-    for task in registered.values():
-        if isinstance(task, ReliableTask):
-            refuse_unsafe(type(task), runtime)
+    reliable = [task for task in registered.values() if isinstance(task, ReliableTask)]
+    for task in reliable:
+        refuse_unsafe(type(task), runtime)
+    gates_of(app, reliable)
 
 
 def _check_again_at_start(app: Celery) -> None:

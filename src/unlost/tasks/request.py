@@ -31,7 +31,6 @@ from typing import Any
 from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
 from billiard.exceptions import TimeLimitExceeded, WorkerLostError
 from celery.exceptions import Ignore, InvalidTaskError, Reject
-from celery.worker import state
 from celery.worker.request import Request
 from celery.worker.state import task_ready
 
@@ -40,9 +39,11 @@ from unlost.core.clock import epoch_ms, moment_of
 from unlost.core.envelope import problem_of_body
 from unlost.errors import StoreError
 from unlost.idempotency.holder import make_holder
+from unlost.tasks.gatekeeper import is_stopping
+from unlost.tasks.gates import SPEAKS_AGAINST
 from unlost.tasks.patience import while_store_is_down
 from unlost.tasks.runtime import runtime_of
-from unlost.tasks.tracer import SETTLED
+from unlost.tasks.tracer import EXPIRED, SETTLED
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +72,9 @@ class ReliableRequest(Request):
         self._request_dict[h.HOLDER] = self.holder
         # The same object as the body that goes to the pool: pickle sends it once.
         self._request_dict[h.RAW_BODY] = message.body if has_claim else self._body
+        #: Whether what the task depends on answered; ``None`` when the delivery's end does not tell.
+        self._dependency_ok: bool | None = True
+        self._runtime.traffic.begin(self, message.headers["task"], message.delivery_info or {})
 
     def on_accepted(self, pid: int, time_accepted: float) -> None:
         """Renew the delivery's lease from now on."""
@@ -79,12 +83,12 @@ class ReliableRequest(Request):
 
     def acknowledge(self) -> None:
         """Ack, once; the lease needs no renewal any more."""
-        self._runtime.leases.drop(self.holder)
+        self._let_go()
         super().acknowledge()
 
     def reject(self, requeue: bool = False) -> None:
         """Reject, once; the lease needs no renewal any more."""
-        self._runtime.leases.drop(self.holder)
+        self._let_go()
         super().reject(requeue=requeue)
 
     def on_failure(
@@ -92,6 +96,7 @@ class ReliableRequest(Request):
     ) -> None:
         """Settle whatever is not a plain return; the table is in the module's docstring."""
         exc = _exception_of(exc_info)
+        self._dependency_ok = _verdict_on_dependency(exc_info, exc)
         if self.acknowledged:
             # Revoked while it ran: settled by that, and the child was told to end.
             task_ready(self)
@@ -103,9 +108,18 @@ class ReliableRequest(Request):
         elif isinstance(exc, TimeLimitExceeded | WorkerLostError | SystemExit | KeyboardInterrupt):
             self._on_crash(exc)
         elif isinstance(exc, Ignore | Reject):
+            if getattr(exc_info, EXPIRED, False):
+                self.send_event("task-revoked", terminated=None, signum=None, expired=True)
             super().on_failure(exc_info, send_failed_event, return_ok)
         else:
             self.give_back(f"nothing is recorded of {exc!r}")
+
+    def _let_go(self) -> None:
+        """The delivery is with this worker no more."""
+        self._runtime.leases.drop(self.holder)
+        message = self._message
+        task, info = message.headers["task"], message.delivery_info or {}
+        self._runtime.traffic.end(self, task, info, ok=self._dependency_ok)
 
     def give_back(self, why: str) -> None:
         """Requeue the delivery; a copy that runs all the same is absorbed by the ledger."""
@@ -125,7 +139,8 @@ class ReliableRequest(Request):
         if self.acknowledged:
             return
         self.acknowledged = True
-        self._runtime.leases.drop(self.holder)
+        self._dependency_ok = None
+        self._let_go()
         task_ready(self)
         self._already_revoked = True
         logger.warning("%s: %s", self.humaninfo(), reason)
@@ -148,13 +163,14 @@ class ReliableRequest(Request):
 
     def _on_crash(self, exc: BaseException) -> None:
         task_ready(self)
-        self._runtime.leases.drop(self.holder)
+        self._dependency_ok = False if isinstance(exc, TimeLimitExceeded) else None
+        self._let_go()
         if self.acknowledged:
             return
         self.acknowledged = True
         logger.error("%s: its process is gone: %s", self.humaninfo(), exc)
         kill = self.worker_pid if isinstance(exc, TimeLimitExceeded) else None
-        self._runtime.in_background(self._end_lease, kill, count=not _is_stopping())
+        self._runtime.in_background(self._end_lease, kill, count=not is_stopping())
 
     def _end_lease(self, kill: int | None, *, count: bool) -> None:
         """See the child dead, end its lease, and only then give the delivery back."""
@@ -197,9 +213,11 @@ def _exception_of(exc_info: ExceptionInfo) -> BaseException:
     return exc.exc if isinstance(exc, ExceptionWithTraceback) else exc
 
 
-def _is_stopping() -> bool:
-    """Whether children die because the worker is being stopped (0 is a warm stop, so compare)."""
-    return any(flag is not None and flag is not False for flag in (state.should_stop, state.should_terminate))
+def _verdict_on_dependency(exc_info: ExceptionInfo, exc: BaseException) -> bool | None:
+    """Return whether an attempt that did not return speaks for or against what its task depends on."""
+    if getattr(exc_info, SPEAKS_AGAINST, False):
+        return False
+    return None if isinstance(exc, Ignore | Reject) or not getattr(exc_info, SETTLED, False) else True
 
 
 def kill_and_watch(pid: int) -> None:

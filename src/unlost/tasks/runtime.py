@@ -20,10 +20,12 @@ from unlost.core.ports import Ledger
 from unlost.core.retry import RetryPolicy
 from unlost.errors import ConfigurationError
 from unlost.idempotency.sql import SqlStore
+from unlost.tasks.gates import Traffic
 from unlost.tasks.leases import LeaseKeeper
 from unlost.tasks.outbox import TaskOutbox
 from unlost.tasks.payload import guard
 from unlost.tasks.sink import SinkVar
+from unlost.throttle.store import ThrottleStore
 from unlost.topology.model import Topology
 
 if TYPE_CHECKING:
@@ -48,6 +50,10 @@ class Runtime:
     retries: RetryPolicy
     leases: LeaseKeeper
     claims: ClaimCheck | None = None
+    #: Shared state of breakers and limits; ``None`` when the store is no SQL database.
+    throttle: ThrottleStore | None = None
+    #: What this worker has in hand of queues behind a breaker or a limit.
+    traffic: Traffic = field(default_factory=Traffic)
     #: The attempt whose body runs in this context.
     attempt: ContextVar[Attempt | None] = field(
         default_factory=lambda: ContextVar("unlost_attempt", default=None)
@@ -79,12 +85,12 @@ class Runtime:
             raise ConfigurationError(f"{self.ledger!r} has no engine: business rows need a SQL store")
         return self.ledger.engine
 
-    def in_background(self, act: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+    def in_background(self, act: Callable[..., object], *args: Any, **kwargs: Any) -> None:
         """Run what may block (publishes, store writes) for the worker's parent, off its main loop."""
         self._helper.submit(act, *args, **kwargs).add_done_callback(_log_failure)
 
 
-def _log_failure(future: Future[None]) -> None:
+def _log_failure(future: Future[Any]) -> None:
     error = future.exception()
     if error is not None:
         logger.error("settling in the background failed", exc_info=error)

@@ -29,6 +29,14 @@ REQUIRED: dict[str, tuple[Any, str]] = {
     "result_serializer": ("json", "only JSON is accepted"),
     "accept_content": (["json"], "pickle runs what it unpacks"),
     "worker_consumer": ("unlost.tasks.consumer:ReliableConsumer", "it settles what Celery drops"),
+    "worker_disable_rate_limits": (
+        True,
+        "Celery's rate limits hold messages in a worker's memory; give the task limit=unlost.Limit(...)",
+    ),
+    "task_default_rate_limit": (
+        None,
+        "Celery's rate limits hold messages in a worker's memory; give the task limit=unlost.Limit(...)",
+    ),
     "worker_cancel_long_running_tasks_on_connection_loss": (
         False,
         "the lease already keeps a second copy from running",
@@ -55,7 +63,6 @@ def celery_settings(topology: Topology, settings: Settings) -> dict[str, Any]:
         "task_publish_retry": False,
         "event_serializer": "json",
         "worker_prefetch_multiplier": 1,
-        "worker_disable_rate_limits": True,
         "worker_detect_quorum_queues": False,
         "worker_soft_shutdown_timeout": SOFT_SHUTDOWN.total_seconds(),
         "broker_connection_retry": True,

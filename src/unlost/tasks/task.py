@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from celery import Task
 from celery.exceptions import Retry
@@ -15,6 +15,8 @@ from tenacity import Retrying, wait_none
 from tenacity.stop import stop_base
 from tenacity.wait import wait_base
 
+from unlost.core.breaker import Breaker
+from unlost.core.limits import Limit
 from unlost.core.retry import RetryPolicy
 from unlost.errors import ConfigurationError, RetryLater
 from unlost.tasks import journal
@@ -53,6 +55,10 @@ class ReliableTask(Task):
             ``SecretStr`` are hidden anyway. Nothing is changed in the message.
         retry: A :class:`unlost.core.retry.RetryPolicy`. Without one the app's is used; without that a
             failure is dead-lettered at once. (The method ``self.retry(...)`` keeps working.)
+        breaker: When its queue pauses because what the task depends on fails.
+        limit: How fast its messages may start, in all workers together.
+        on_expired: What becomes of a message that is past its ``expires``: a ``letter`` with the reason
+            ``expired``, or ``drop`` it, which is logged and sent as Celery's event ``task-revoked``.
     """
 
     abstract = True
@@ -72,6 +78,9 @@ class ReliableTask(Task):
     key: ClassVar[Key] = None
     key_space: ClassVar[str | None] = None
     on_duplicate: ClassVar[OnDuplicate] = "return"
+    breaker: ClassVar[Breaker | None] = None
+    limit: ClassVar[Limit | None] = None
+    on_expired: ClassVar[Literal["letter", "drop"]] = "letter"
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -374,6 +383,12 @@ def refuse_unsafe(task: type[ReliableTask], runtime: Runtime) -> None:
     if task.queue is not None:
         runtime.topology.work_queue(task.queue)
     _refuse_unknown_key(task)
+    _refuse_celerys_rate_limit(task)
+    if (task.breaker or task.limit) and runtime.throttle is None:
+        raise ConfigurationError(
+            f"task {task.name} has a breaker or a limit, which all workers share in an SQL database, and the "
+            f"store is {runtime.ledger!r}: use an SQL store, or remove the attribute"
+        )
     if "late_ack" in runtime.settings.dangerously_without:
         return
     for name in ("acks_late", "acks_on_failure", "reject_on_worker_lost", "Request"):
@@ -382,6 +397,15 @@ def refuse_unsafe(task: type[ReliableTask], runtime: Runtime) -> None:
                 f"task {task.name}: {name}={found!r} contradicts ReliableTask, which needs {needed!r}: "
                 "otherwise a killed process loses the task. Remove the attribute."
             )
+
+
+def _refuse_celerys_rate_limit(task: type[ReliableTask]) -> None:
+    """Refuse what Celery does in each worker's memory, with the messages held there unacked."""
+    if getattr(task, "rate_limit", None) is not None:
+        raise ConfigurationError(
+            f"task {task.name}: rate_limit={task.rate_limit!r} would hold messages in the memory of each "
+            "worker, and counts for that worker alone: use limit=unlost.Limit(name=..., rate=..., per=...)"
+        )
 
 
 def _refuse_unknown_key(task: type[ReliableTask]) -> None:

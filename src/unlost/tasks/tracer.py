@@ -39,10 +39,11 @@ from unlost.core.settlement import (
 )
 from unlost.errors import BrokerError, ClaimLost, ConfigurationError, LeaseLost, StoreError, StoreUnavailable
 from unlost.observe.context import task_context
-from unlost.tasks.amqp import due_of, route
+from unlost.tasks.amqp import due_of, has_waited, route
 from unlost.tasks.attempt import Attempt, NotYet, origin_of, outgoing
 from unlost.tasks.body import decide, verdict_of
 from unlost.tasks.claims import redeem
+from unlost.tasks.gates import SPEAKS_AGAINST
 from unlost.tasks.patience import while_store_is_down
 from unlost.tasks.runtime import Runtime
 from unlost.tasks.task import ReliableTask
@@ -53,7 +54,11 @@ logger = logging.getLogger(__name__)
 #: Attribute on the ExceptionInfo that tells the parent that the attempt's end is published.
 SETTLED = "unlost_settled"
 
-#: A delivery that is earlier than this goes back to the delay path: a foreign ``eta``, a skewed clock.
+#: Attribute on the ExceptionInfo: the message was past its expiry and is dropped, as its task says.
+EXPIRED = "unlost_expired"
+
+#: A delivery that is earlier than this goes back to the delay path: a foreign ``eta``, a delay longer than
+#: the path. What has waited there in full is due, whatever this host's clock says: the broker has measured.
 EARLY = timedelta(seconds=1)
 
 Tracer = Callable[..., Any]
@@ -91,7 +96,8 @@ def _arrive(task: ReliableTask, runtime: Runtime, request: dict[str, Any]) -> At
     headers = properties.get("application_headers") or {}
     delivery = Delivery(message=h.message_id_of(headers), generation=h.generation_of(headers), holder=holder)
     due = due_of(headers)
-    early = due is not None and due - datetime.now(UTC) > EARLY
+    waited = has_waited(runtime.topology, request.get("delivery_info"))
+    early = due is not None and not waited and due - datetime.now(UTC) > EARLY
     admission: Admission | NotYet = NotYet() if early else _acquire(runtime, delivery)
     row = Row(state=State.LEASED, generation=delivery.generation, token=0)
     return Attempt(
@@ -181,6 +187,8 @@ def _after_trace(task: ReliableTask, runtime: Runtime, attempt: Attempt, traced:
         return _hold(runtime, attempt, runtime.settings.lease)
     if attempt.decided is not None:
         return _publish_decision(runtime, attempt, traced)
+    if attempt.expired and isinstance(traced.retval, ExceptionInfo):
+        setattr(traced.retval, EXPIRED, True)
     if attempt.completed or isinstance(attempt.admission, AlreadyDone):
         return _after_success(runtime, attempt, traced)
     if attempt.crashed:
@@ -229,6 +237,8 @@ def _publish_decision(runtime: Runtime, attempt: Attempt, traced: Any) -> Any:
         runtime.ledger.mark_sent(attempt.message, decided.decision)
     except StoreUnavailable as exc:
         logger.warning("%s: could not be marked as sent: %s", attempt.message, exc)
+    if attempt.speaks_against and isinstance(traced.retval, ExceptionInfo):
+        setattr(traced.retval, SPEAKS_AGAINST, True)
     return _settled(traced)
 
 
@@ -242,6 +252,7 @@ def _decision_message(runtime: Runtime, attempt: Attempt, decided: Row) -> Outgo
     named = {**attempt.headers, h.QUEUE: attempt.queue}
     changed = h.letter(named, decided.generation, failure, attempt.origin)
     changed[h.CRASHES] = decided.crashes
+    changed[h.LOST] = decided.lost
     exchange = naming.dead_letter_exchange_of(runtime.topology.name)
     return outgoing(attempt, exchange, attempt.queue, changed, message_id)
 

@@ -106,6 +106,12 @@ def shortened_delay_key(routing_key: str, delay: timedelta) -> str | None:
     return delay_routing_key(min(delay, longest_delay(levels)), found["queue"], levels)
 
 
+def waited_for(routing_key: str) -> timedelta | None:
+    """Return the delay that a routing key of a delay path asks for; ``None`` when it is no such key."""
+    found = _DELAY_KEY.fullmatch(routing_key)
+    return None if found is None else timedelta(seconds=int(found["bits"].replace(".", ""), 2))
+
+
 def longest_delay(levels: int) -> timedelta:
     """Return the longest delay that so many levels can hold."""
     return timedelta(seconds=2**levels - 1)

@@ -1,0 +1,1 @@
+"""Circuit breakers and limits that all workers share, in the store."""

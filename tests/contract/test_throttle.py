@@ -1,0 +1,121 @@
+"""Circuits and limits are the same for all workers, on every database."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from datetime import timedelta
+
+import pytest
+from sqlalchemy import update
+
+from unlost.core.breaker import Breaker, CircuitState
+from unlost.core.limits import Limit
+from unlost.database.database import Database
+from unlost.throttle.schema import circuits, limits, slots
+from unlost.throttle.store import ThrottleStore
+
+BANK = Breaker(name="bank", at_least=2, pause=timedelta(hours=1))
+LEASE = timedelta(minutes=1)
+
+
+@pytest.fixture
+def store(database_url: str) -> Iterator[ThrottleStore]:
+    """Return a store with its tables."""
+    made = ThrottleStore(Database(database_url))
+    made.create_schema()
+    yield made
+    made.database.dispose()
+
+
+def time_passes(store: ThrottleStore, hours: float) -> None:
+    """Make every moment in the store earlier."""
+    seconds = hours * 3600
+    with store.database.transaction() as connection:
+        for column in (circuits.c.until, limits.c.paid_until, slots.c.expires):
+            connection.execute(update(column.table).values({column.name: column - seconds}))
+
+
+def test_a_circuit_nobody_has_counted_for_flows(store: ThrottleStore) -> None:
+    """And is not listed."""
+    assert store.circuit("bank").flows
+    assert store.circuits() == {}
+
+
+def test_the_counts_of_all_workers_add_up_and_open_it(store: ThrottleStore) -> None:
+    """One failure each of two workers is enough for at_least=2."""
+    assert store.count(BANK, ok=0, failed=1).flows
+    opened = store.count(BANK, ok=0, failed=1)
+    assert opened.state is CircuitState.OPEN
+    assert store.circuit("bank") == opened
+    (listed, left) = store.circuits()["bank"]
+    assert listed == opened
+    assert 3590 < left <= 3600
+
+
+def test_one_worker_of_many_gets_the_probe(store: ThrottleStore) -> None:
+    """Eight ask at the same moment when the pause is over."""
+    store.count(BANK, ok=0, failed=2)
+    assert not store.probe(BANK, "w0")
+    time_passes(store, hours=2)
+    won: list[str] = []
+
+    def ask(who: str) -> None:
+        if store.probe(BANK, who):
+            won.append(who)
+
+    threads = [threading.Thread(target=ask, args=(f"w{number}",)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(won) == 1
+    assert store.probed(BANK, "somebody else", ok=True).state is CircuitState.PROBING
+    assert store.probed(BANK, won[0], ok=True).flows
+
+
+def test_an_operator_holds_and_releases_what_nobody_has_counted_for(store: ThrottleStore) -> None:
+    """A hold needs no failures, and a release lets a probe through at once."""
+    store.hold("bank", lasts=timedelta(hours=1), reason="maintenance")
+    assert store.circuit("bank").reason == "maintenance"
+    assert not store.probe(BANK, "w")
+    store.release("bank")
+    assert store.probe(BANK, "w")
+
+
+def test_many_asking_at_once_get_no_more_than_the_rate(store: ThrottleStore) -> None:
+    """A burst of five for eight workers that each want three."""
+    limit = Limit(name="sms", rate=5, per=timedelta(hours=1), burst=5)
+    got: list[int] = []
+
+    def ask(who: str) -> None:
+        got.append(store.permits(limit, who, wanted=3, running=0, lease=LEASE).permits)
+
+    threads = [threading.Thread(target=ask, args=(f"w{number}",)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(got) == 5
+    refused = store.permits(limit, "w", wanted=1, running=0, lease=LEASE)
+    assert refused.permits == 0
+    assert 700 < refused.wait <= 720
+
+
+def test_permits_without_a_message_are_given_back(store: ThrottleStore) -> None:
+    """They can be had again at once."""
+    limit = Limit(name="sms", rate=5, per=timedelta(hours=1), burst=5)
+    store.permits(limit, "w1", wanted=5, running=0, lease=LEASE)
+    store.refund(limit, 2)
+    assert store.permits(limit, "w2", wanted=5, running=0, lease=LEASE).permits == 2
+
+
+def test_what_other_workers_run_takes_slots_until_they_say_or_fall_silent(store: ThrottleStore) -> None:
+    """A worker that is gone is believed for its lease and no longer."""
+    limit = Limit(name="printer", concurrent=3)
+    assert store.permits(limit, "w1", wanted=9, running=0, lease=LEASE).permits == 3
+    assert store.permits(limit, "w2", wanted=9, running=0, lease=LEASE).permits == 0
+    store.permits(limit, "w1", wanted=0, running=1, lease=LEASE)
+    assert store.permits(limit, "w2", wanted=9, running=0, lease=LEASE).permits == 2
+    time_passes(store, hours=1)
+    assert store.permits(limit, "w3", wanted=9, running=0, lease=LEASE).permits == 3

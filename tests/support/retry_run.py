@@ -1,0 +1,193 @@
+"""A run of retries under kills: many messages that fail once, workers that die, a broker that restarts."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from tests.support.retry_verdict import Start, Window, read_starts
+from tests.support.workers import ROOT
+from unlost.broker.apply import apply
+from unlost.broker.management import Management
+from unlost.chaos.crew import Command, Crew
+from unlost.chaos.history import Recorder, fresh_file
+from unlost.chaos.nemesis.workers import KillWorkers
+from unlost.testing.brokers import Broker, Vhost
+from unlost.testing.waiting import wait_until
+from unlost.topology.model import Topology
+
+QUEUES = ("r.one", "r.two", "r.three")
+TOPOLOGY: dict[str, Any] = {"name": "r", "queues": dict.fromkeys(QUEUES), "delay": {"levels": 6}}
+
+PUBLISH = """
+import json, sys, time
+from tests.support.retrying import later
+messages, rate = json.load(sys.stdin)
+begun = time.monotonic()
+for index, (number, queue, arguments) in enumerate(messages):
+    time.sleep(max(0, begun + index / rate - time.monotonic()))
+    later.apply_async(args=(number, *arguments), queue=queue, priority=number % 3)
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is sent and what goes wrong.
+
+    Attributes:
+        messages: How many.
+        rate: How many are sent each second.
+        longest: Delays are between zero and this; every second one is of whole seconds.
+        together: All retries come due within so long, at the end of ``longest``; ``None`` spreads them.
+        kill_every: Mean time between kills of a child or a worker; ``None`` for none.
+        restart_broker: Whether the broker is killed in the middle.
+    """
+
+    messages: int
+    rate: float
+    longest: timedelta
+    together: timedelta | None = None
+    kill_every: timedelta | None = timedelta(seconds=1)
+    restart_broker: bool = True
+    workers: int = 2
+    concurrency: int = 2
+    patience: timedelta = timedelta(seconds=120)
+    seed: int = 1
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What began, what was sent where, how often something was killed, and when the broker was away."""
+
+    starts: list[Start]
+    sent: Mapping[int, str]
+    kills: int
+    outages: list[Window]
+
+
+def run(plan: Plan, broker: Broker, folder: Path, store: str | None = None) -> Outcome:
+    """Carry a plan out; returns when every message had its second attempt, or the patience is over."""
+    with _declared(broker) as vhost:
+        environment = _environment(vhost, folder, store or f"sqlite:///{folder / 'store.sqlite'}")
+        command = Command(
+            workload="tests.support.retrying:Retries",
+            options="{}",
+            history=folder / "history",
+            environment=environment,
+        )
+        with Crew(command, size=plan.workers, concurrency=plan.concurrency, logs=folder) as crew:
+            crew.wait_ready()
+            return _run(plan, broker, crew, environment, folder)
+
+
+def _run(plan: Plan, broker: Broker, crew: Crew, environment: Mapping[str, str], folder: Path) -> Outcome:
+    messages = list(_messages(plan))
+    sent = {number: queue for number, queue, _ in messages}
+    recorder = Recorder(fresh_file(folder / "history", "nemesis"))
+    outages: list[Window] = []
+    starts = folder / "starts"
+    with _nemesis(plan, crew, recorder) as killer:
+        client = threading.Thread(target=_publish, args=(messages, plan.rate, environment))
+        client.start()
+        if plan.restart_broker:
+            _wait_for_retries(starts, len(sent) // 3, plan.patience)
+            outages.append(_restart(broker))
+        client.join()
+    _wait_for_retries(starts, len(sent), plan.patience)
+    return Outcome(read_starts(starts), sent, killer.kills if killer else 0, outages)
+
+
+def _messages(plan: Plan) -> Iterator[tuple[int, str, tuple[Any, ...]]]:
+    chosen = random.Random(plan.seed)
+    longest = plan.longest // timedelta(milliseconds=1)
+    end = time.time() * 1000 + longest
+    for number in range(plan.messages):
+        queue = QUEUES[number % len(QUEUES)]
+        if plan.together is not None:
+            at = end - chosen.random() * (plan.together / timedelta(milliseconds=1))
+            yield number, queue, (0, int(at))
+        else:
+            after = chosen.randrange(longest + 1)
+            yield number, queue, (after - after % 1000 if number % 2 else after,)
+
+
+def _publish(messages: Any, rate: float, environment: Mapping[str, str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PUBLISH],
+        input=json.dumps([messages, rate]),
+        env=dict(environment),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise AssertionError(done.stderr)
+
+
+def _wait_for_retries(starts: Path, many: int, patience: timedelta) -> None:
+    def retried() -> int:
+        return len({start.number for start in read_starts(starts) if start.attempt > 1})
+
+    # What is missing then is for the verdict to say.
+    deadline = time.monotonic() + patience.total_seconds()
+    wait_until(
+        lambda: time.monotonic() > deadline or retried() >= many,
+        patience * 2,
+        f"{many} messages are tried again",
+        poll=timedelta(milliseconds=500),
+    )
+
+
+def _restart(broker: Broker) -> Window:
+    begun = time.time() * 1000
+    broker.kill()
+    broker.restart()
+    return Window(begun, time.time() * 1000)
+
+
+@contextmanager
+def _nemesis(plan: Plan, crew: Crew, recorder: Recorder) -> Iterator[KillWorkers | None]:
+    if plan.kill_every is None:
+        with nullcontext() as nothing:
+            yield nothing
+        return
+    with KillWorkers(crew, recorder, every=plan.kill_every, seed=plan.seed) as killer:
+        yield killer
+
+
+@contextmanager
+def _declared(broker: Broker) -> Iterator[Vhost]:
+    with broker.fresh_vhost() as vhost:
+        with Management(vhost.management_url, vhost.name) as management:
+            apply(Topology.model_validate(TOPOLOGY), management)
+        yield vhost
+
+
+def _environment(vhost: Vhost, folder: Path, store: str) -> dict[str, str]:
+    (folder / "starts").mkdir(parents=True)
+    (folder / "history").mkdir()
+    (folder / "topology.yaml").write_text(json.dumps(TOPOLOGY))
+    return {
+        **os.environ,
+        "CELERY_BROKER_URL": vhost.amqp_url,
+        "UNLOST_STORE": store,
+        "UNLOST_CONNECT_PATIENCE": "60",
+        "UNLOST_PUBLISH_PATIENCE": "120",
+        "UNLOST_LEASE": "6",
+        "TEST_TOPOLOGY": str(folder / "topology.yaml"),
+        "TEST_STARTS": str(folder / "starts"),
+        "PYTHONPATH": str(ROOT),
+        "PYTHONWARNINGS": "ignore",
+    }
