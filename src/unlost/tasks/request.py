@@ -40,6 +40,7 @@ from unlost.core.clock import epoch_ms, moment_of
 from unlost.core.envelope import problem_of_body
 from unlost.errors import StoreError
 from unlost.idempotency.holder import make_holder
+from unlost.tasks.crashpoints import Point
 from unlost.tasks.patience import while_store_is_down
 from unlost.tasks.runtime import runtime_of
 from unlost.tasks.tracer import SETTLED
@@ -80,6 +81,7 @@ class ReliableRequest(Request):
     def acknowledge(self) -> None:
         """Ack, once; the lease needs no renewal any more."""
         self._runtime.leases.drop(self.holder)
+        self._runtime.points.reach(Point.ACKING, h.message_id_of(self._message.headers))
         super().acknowledge()
 
     def reject(self, requeue: bool = False) -> None:

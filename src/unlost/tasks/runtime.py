@@ -19,6 +19,7 @@ from unlost.core.ports import Ledger
 from unlost.core.retry import RetryPolicy
 from unlost.errors import ConfigurationError
 from unlost.idempotency.sql import SqlStore
+from unlost.tasks.crashpoints import Points
 from unlost.tasks.leases import LeaseKeeper
 from unlost.tasks.outbox import TaskOutbox
 from unlost.topology.model import Topology
@@ -46,6 +47,7 @@ class Runtime:
     retries: RetryPolicy
     leases: LeaseKeeper
     claims: ClaimCheck | None = None
+    points: Points = field(default_factory=Points)
     outbox: TaskOutbox = field(default_factory=TaskOutbox)
     #: The attempt whose body runs in this context.
     attempt: ContextVar[Attempt | None] = field(
@@ -67,6 +69,12 @@ class Runtime:
         if not isinstance(self.ledger, SqlStore):
             raise ConfigurationError(f"{self.ledger!r} has no engine: business rows need a SQL store")
         return self.ledger.engine
+
+    @property
+    def is_dispatching(self) -> bool:
+        """Return whether what is published now follows from a task that is done: it cannot be left out."""
+        attempt = self.attempt.get()
+        return attempt is not None and attempt.dispatching
 
     def in_background(self, act: Callable[..., None], *args: Any, **kwargs: Any) -> None:
         """Run what may block (publishes, store writes) for the worker's parent, off its main loop."""
