@@ -19,6 +19,8 @@
     │   ├── StoreUnavailable    it cannot be reached or is locked for too long
     │   ├── ClaimLost           a payload that a message refers to is gone or damaged
     │   └── LeaseLost           somebody else holds the message now; nothing of ours was written
+    ├── KeyConflict             an idempotency key was used with another payload
+    ├── UniqueConflict          a message for the same unique work is under way; nothing was sent
     ├── DeadLetterError         dead letters cannot be read or sent on as asked; none was lost
     │   ├── QueueMissing        the queue is not there, or vanished meanwhile
     │   └── JournalError        a journal that cannot be read, is another's, or is in use
@@ -128,6 +130,27 @@ class ClaimLost(StoreError):
 
 class LeaseLost(StoreError):
     """Somebody else holds the message now; nothing of this attempt was written."""
+
+
+class KeyConflict(UnlostError):
+    """The key was used with another payload; a message that is found so is dead-lettered."""
+
+
+class UniqueConflict(UnlostError):
+    """A message of a unique task is not published: another is under way for the same work.
+
+    Args:
+        text: Why.
+        occupant: The other message (:class:`unlost.core.ids.MessageId`), or ``None`` while another publisher
+            is at it.
+    """
+
+    def __init__(self, text: str, occupant: Any) -> None:
+        super().__init__(text)
+        self.occupant = occupant
+
+    def __reduce__(self) -> Any:
+        return type(self), (str(self), self.occupant)
 
 
 class DeadLetterError(UnlostError):

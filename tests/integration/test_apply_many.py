@@ -250,6 +250,7 @@ def test_what_follows_a_task_that_is_done_bypasses_the_block(vhost: Vhost, app: 
     row = Row(state=State.DONE, generation=Generation(0, 1), token=1)
     attempt = Attempt(
         message=MessageId("shop.task", "m"),
+        ledger=runtime.ledger,
         admission=Run(row),
         row=row,
         queue=WORK,

@@ -78,6 +78,12 @@ def drained(vhost: Vhost, queue: str = QUEUE) -> list[amqp.Message]:
     return taken
 
 
+def depth(vhost: Vhost, queue: str = QUEUE) -> int:
+    """Return how many messages are ready in a queue of a broker that nobody has restarted."""
+    with open_channel(vhost.amqp_url) as channel:
+        return int(channel.queue_declare(queue, passive=True).message_count)
+
+
 def ids(messages: list[amqp.Message]) -> list[str]:
     """Return the message ids."""
     return [str(each.properties["message_id"]) for each in messages]

@@ -44,8 +44,8 @@ class Bench:
 
     @property
     def store(self) -> str:
-        """Return the URL of the store."""
-        return f"sqlite:///{self.folder / 'store.sqlite'}"
+        """Return the URL of the store: a file in the folder, unless the settings name another."""
+        return self.settings.get("UNLOST_STORE") or f"sqlite:///{self.folder / 'store.sqlite'}"
 
     @property
     def environment(self) -> dict[str, str]:
@@ -102,7 +102,8 @@ class Bench:
 
     def rows(self, query: str) -> list[Any]:
         """Return what a query finds in the store's database."""
-        engine = create_engine(self.store, connect_args={"timeout": 30})
+        options = {"connect_args": {"timeout": 30}} if self.store.startswith("sqlite") else {}
+        engine = create_engine(self.store, **options)
         try:
             with engine.connect() as connection:
                 return list(connection.execute(text(query)).all())

@@ -34,6 +34,14 @@ def test_task_and_id_must_fit_the_ledger(name: str, value: str) -> None:
     assert problem == f"header {name!r} is longer than {MAX_NAME_BYTES} bytes or not UTF-8"
 
 
+@pytest.mark.parametrize("name", ["task", "id"])
+def test_task_and_id_must_not_hold_nul(name: str) -> None:
+    """PostgreSQL cannot store it, and no store shall differ from another in what it takes."""
+    problem = problem_of_headers({**GOOD, name: "a\0b"})
+
+    assert problem == f"header {name!r} holds the character NUL, which PostgreSQL cannot store"
+
+
 @pytest.mark.parametrize("name", ["retries", "replaced_task_nesting"])
 @pytest.mark.parametrize("value", [None, "1", 1.0, True])
 def test_counters_must_be_integers(name: str, value: Any) -> None:

@@ -17,6 +17,7 @@ from unlost.core.ids import Generation, MessageId
 from unlost.core.retry import GiveUp, RetryPolicy
 from unlost.core.settlement import Row, Run, State
 from unlost.errors import ConfigurationError
+from unlost.idempotency.memory import MemoryStore
 from unlost.tasks.attempt import Attempt
 from unlost.tasks.body import Spent, verdict_of
 from unlost.tasks.request import ReliableRequest
@@ -112,6 +113,7 @@ def _attempt(number: int) -> Attempt:
     row = Row(state=State.LEASED, generation=Generation(0, number), token=1)
     return Attempt(
         message=MessageId("shop.task", "m", 0),
+        ledger=MemoryStore(),
         admission=Run(row),
         row=row,
         queue=WORK,

@@ -24,11 +24,8 @@ def problem_of_headers(headers: Any) -> str | None:
     """Return what is wrong with a message's headers, or ``None``."""
     if not isinstance(headers, Mapping):
         return "the headers are no mapping"
-    for name in ("task", "id"):
-        if not isinstance(headers.get(name), str) or not headers[name]:
-            return f"header {name!r} is missing or no text"
-        if not _is_short(headers[name]):
-            return f"header {name!r} is longer than {MAX_NAME_BYTES} bytes or not UTF-8"
+    if (problem := problem_of_names(headers)) is not None:
+        return problem
     for name in ("retries", "replaced_task_nesting"):
         if not _is_integer(headers.get(name, 0)):
             return f"header {name!r} is no integer"
@@ -39,6 +36,18 @@ def problem_of_headers(headers: Any) -> str | None:
     limits = headers.get("timelimit")
     if limits is not None and not _are_limits(limits):
         return "header 'timelimit' is not a pair of numbers"
+    return None
+
+
+def problem_of_names(headers: Mapping[str, Any]) -> str | None:
+    """Return what keeps a message's task name and id out of the ledger, or ``None``."""
+    for name in ("task", "id"):
+        if not isinstance(headers.get(name), str) or not headers[name]:
+            return f"header {name!r} is missing or no text"
+        if not _is_short(headers[name]):
+            return f"header {name!r} is longer than {MAX_NAME_BYTES} bytes or not UTF-8"
+        if "\0" in headers[name]:
+            return f"header {name!r} holds the character NUL, which PostgreSQL cannot store"
     return None
 
 

@@ -17,6 +17,8 @@ from unlost.core.ids import Generation, MessageId
 PREFIX = "x-unlost-"
 VERSION = "x-unlost-v"
 KEY = "x-unlost-key"
+#: Of the payload, as its publisher saw it: a worker of another release may fill in other defaults.
+FINGERPRINT = "x-unlost-fingerprint"
 CORRELATION_ID = "x-unlost-correlation-id"
 CAUSATION_ID = "x-unlost-causation-id"
 QUEUE = "x-unlost-queue"

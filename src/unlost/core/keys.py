@@ -40,15 +40,16 @@ def key_id(space: str, value: Any) -> MessageId:
         value: The key: anything JSON can hold; equal values make equal keys.
     """
     text = canonical(value)
-    return MessageId(PREFIX + space, text if len(text) <= _READABLE else _digest(text))
+    return MessageId(PREFIX + space, text if len(text) <= _READABLE else digest(text))
 
 
 def fingerprint(arguments: Mapping[str, Any]) -> str:
     """Return a digest that differs where payloads differ."""
-    return _digest(canonical(arguments))[:32]
+    return digest(canonical(arguments))[:32]
 
 
-def _digest(text: str) -> str:
+def digest(text: str) -> str:
+    """Return the SHA-256 of a text, in hexadecimal."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 

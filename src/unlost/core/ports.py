@@ -78,6 +78,15 @@ class Ledger(Protocol):
     def renew(self, holders: Collection[str], lease: timedelta) -> None:
         """Extend the leases of these holders, in one statement."""
 
+    def hand_over(self, message: MessageId, row: Row, *, to: str, lease: timedelta, note: str | None) -> Row:
+        """Give a lease to another holder, for another time from now on, with a note as the row's result.
+
+        A crash in the middle leaves it with either of them, for the rest of the old time at most.
+
+        Raises:
+            LeaseLost: Somebody took it over; nothing was written.
+        """
+
     def end_crashed(self, holder: str) -> bool:
         """Count a crash and end the holder's leases; false (and no write) when it holds nothing."""
 
@@ -100,6 +109,8 @@ class Ledger(Protocol):
 
     def purge(self, older_than: timedelta) -> int:
         """Remove rows that ended (done, dead, cancelled) longer ago than this, in batches that block nobody.
+
+        Records of unique tasks, which do not end, go when their lease has expired and was given as long ago.
 
         Returns:
             How many were removed. A crash in between leaves the rest for the next purge.

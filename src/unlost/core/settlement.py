@@ -274,6 +274,11 @@ def cancelled(row: Row | None, generation: Generation) -> Row:
     return replace(row, state=State.CANCELLED, holder=None, expires=0.0, token=row.token + 1)
 
 
+def handed_over(row: Row, *, to: str, note: str | None) -> Row:
+    """Return the row after its holder gave the lease to another, who is fenced from then on."""
+    return replace(row, holder=to, token=row.token + 1, result=note)
+
+
 def released(row: Row) -> Row:
     """Return the row after its holder was stopped on purpose: the lease ended, nothing counted."""
     return replace(row, holder=None, expires=0.0)

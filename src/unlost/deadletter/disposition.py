@@ -140,6 +140,10 @@ def _redriven(letter: DeadLetter, target: str, body: bytes, run_again: bool, now
     """Return the message to publish: straight to its queue, so that nobody else bound gets a copy."""
     headers = h.redriven(letter.headers, at_ms=epoch_ms(now), failure=letter.fingerprint, run_again=run_again)
     properties = _kept(letter.properties)
+    if body != letter.body:
+        # They were the old payload's.
+        for name in (h.KEY, h.FINGERPRINT):
+            headers.pop(name, None)
     if letter.message is not None:
         generation = Generation(letter.redrives + 1, 1)
         properties["message_id"] = amqp_message_id(letter.message, generation)

@@ -5,11 +5,17 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
+from unlost.core.ids import MessageId
+from unlost.core.keys import Claim
+from unlost.core.ports import Work
 from unlost.core.settlement import ENDED, Row, State
+from unlost.core.uniqueness import is_unique_record
+from unlost.errors import StoreUnavailable
 from unlost.idempotency.records import RecordStore
 
 
@@ -60,9 +66,11 @@ class MemoryStore(RecordStore):
             return iter(list(self._rows))
 
     def _is_old(self, message: str, older_than: timedelta) -> bool:
-        row = self._rows.get(message)
-        ended = row is not None and row.state in ENDED
-        return ended and self._changed[message] + older_than.total_seconds() < self._clock()
+        row, now = self._rows.get(message), self._clock()
+        if row is None:
+            return False
+        ended = row.state in ENDED or (is_unique_record(message) and row.expires < now)
+        return ended and self._changed[message] + older_than.total_seconds() < now
 
     def _remove(self, message: str, older_than: timedelta) -> bool:
         with self._lock:
@@ -75,6 +83,24 @@ class MemoryStore(RecordStore):
             for message, row in self._rows.items():
                 if _holds(row, holders):
                     self._rows[message] = replace(row, expires=expires)
+
+
+class Unrecorded(MemoryStore):
+    """The ledger of one attempt that runs although the store is down: nobody else will hear of it."""
+
+    def unit_of_work(
+        self,
+        message: MessageId,
+        row: Row,  # noqa: ARG002
+        encode: Any,  # noqa: ARG002
+        claim: Claim | None = None,  # noqa: ARG002
+    ) -> AbstractContextManager[Work]:
+        """Refuse: the rows would have to be written to the store that is down.
+
+        Raises:
+            StoreUnavailable: Always; the attempt is tried again later.
+        """
+        raise StoreUnavailable(f"{message}: it runs without the store, so it cannot have a unit of work now")
 
 
 def _holds(row: Row, holders: Collection[str]) -> bool:

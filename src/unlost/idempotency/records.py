@@ -164,6 +164,17 @@ class RecordStore(ABC):
             return False
         return self._replace(str(message), _identity(row), replace(row, sent=True))
 
+    def hand_over(self, message: MessageId, row: Row, *, to: str, lease: timedelta, note: str | None) -> Row:
+        """Give a lease to another holder, for another time from now on."""
+        given = settlement.handed_over(row, to=to, note=note)
+        if not self._replace(str(message), _ours(row), given):
+            present = self.read(message)
+            # Ours, if the answer to the first try was lost.
+            if present is None or (present.holder, present.token) != (to, given.token):
+                raise _lost(message, row)
+        self.renew([to], lease)
+        return given
+
     def end_crashed(self, holder: str) -> bool:
         """Count a crash and end the lease, at once; nothing when the message is done."""
         return self._end(holder, crashed=True)

@@ -25,6 +25,7 @@ from typing import Any
 from unlost.core.headers import Failure
 from unlost.core.ids import Generation
 from unlost.core.settlement import ENDED, Row, State
+from unlost.core.uniqueness import is_unique_record
 from unlost.errors import ConfigurationError, StoreUnavailable
 from unlost.idempotency.records import RecordStore
 
@@ -96,12 +97,13 @@ if not record then return false end
 return {record, redis.call('HGETALL', record)}
 """
 
-# KEYS: record. ARGV: milliseconds since it ended, whether to remove it, states.
+# KEYS: record. ARGV: milliseconds since it ended, whether to remove it, states. A lease must have expired.
 _PURGE = (
     _CLOCK
     + """
-local state, updated = unpack(redis.call('HMGET', KEYS[1], 'state', 'updated_ms'))
+local state, updated, expires = unpack(redis.call('HMGET', KEYS[1], 'state', 'updated_ms', 'expires'))
 if not state or tonumber(updated) >= tonumber(stamp()) - tonumber(ARGV[1]) then return 0 end
+if tonumber(expires) > tonumber(after(0)) then return 0 end
 for i = 3, #ARGV do
   if ARGV[i] == state then
     if ARGV[2] == '1' then redis.call('DEL', KEYS[1]) end
@@ -173,7 +175,8 @@ class RedisStore(RecordStore):
 
     def _purge(self, message: str, older_than: timedelta, *, remove: bool) -> bool:
         since = int(older_than.total_seconds() * 1000)
-        return bool(self._server.run(_PURGE, (_PREFIX + message,), since, int(remove), *ENDED))
+        states = (*ENDED, State.LEASED) if is_unique_record(message) else ENDED
+        return bool(self._server.run(_PURGE, (_PREFIX + message,), since, int(remove), *states))
 
     def renew(self, holders: Collection[str], lease: timedelta) -> None:
         """Extend the leases of these holders at once."""

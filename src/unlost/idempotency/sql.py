@@ -213,6 +213,19 @@ class SqlStore:
             if keys:
                 connection.execute(self._sql.renew, {"keys": keys, "lease": lease.total_seconds()})
 
+    def hand_over(self, message: MessageId, row: Row, *, to: str, lease: timedelta, note: str | None) -> Row:
+        """Give a lease to another holder, for another time from now on, in one transaction."""
+        given = settlement.handed_over(row, to=to, note=note)
+        ours = {"key": str(message), "held_token": row.token}
+        with self._transaction() as connection:
+            if connection.execute(self._sql.replace, {**to_columns(given), **ours}).rowcount == 1:
+                connection.execute(self._sql.renew, {"keys": [str(message)], "lease": lease.total_seconds()})
+                return given
+        present = self.read(message)
+        if present is None or (present.holder, present.token) != (to, given.token):
+            raise _lost(message, row)
+        return present
+
     def end_crashed(self, holder: str) -> bool:
         """Count a crash and end the lease, in one transaction; nothing when the message is done."""
         return self._end(holder, settlement.crashed)

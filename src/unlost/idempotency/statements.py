@@ -5,6 +5,7 @@ from __future__ import annotations
 from sqlalchemy import bindparam, delete, exists, func, insert, literal, select, update
 
 from unlost.core.settlement import ENDED, State
+from unlost.core.uniqueness import PREFIX
 from unlost.database.dialect import DatabaseDialect
 from unlost.idempotency.schema import messages
 
@@ -70,7 +71,8 @@ class Statements:
             .where(messages.c.holder.in_(bindparam("holders", expanding=True)), leased)
             .with_for_update(skip_locked=True)
         )
-        ended = messages.c.state.in_([state.value for state in ENDED])
+        left = messages.c.message.startswith(PREFIX, autoescape=True) & (messages.c.expires < clock)
+        ended = messages.c.state.in_([state.value for state in ENDED]) | (leased & left)
         old = messages.c.updated_ms < wall - bindparam("older_ms", type_=messages.c.updated_ms.type)
         #: In the order of its index; nothing is locked, and no transaction outlasts a batch.
         self.purgeable = (

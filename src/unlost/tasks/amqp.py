@@ -17,12 +17,15 @@ from typing import Any
 from celery.app.amqp import AMQP, Queues
 from kombu import Producer, pools
 
+from unlost.broker.errors import InvalidMessage
 from unlost.core import headers as h
 from unlost.core.clock import epoch_ms, from_epoch_ms, moment_of
+from unlost.core.envelope import problem_of_names
 from unlost.core.ids import Generation, MessageId, amqp_message_id
 from unlost.core.message import Outgoing
 from unlost.errors import ConfigurationError
 from unlost.observe.context import current_correlation_id
+from unlost.tasks.keys import key_headers
 from unlost.tasks.payload import guard
 from unlost.tasks.runtime import Runtime, runtime_of
 from unlost.topology import naming
@@ -168,10 +171,15 @@ class ReliableAMQP(AMQP):
 
     def _retry_publish(self, publish: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Dispatch a link or the next task of a chain, and count it once it is confirmed."""
-        sent = publish(*args, **kwargs)
         attempt = self._runtime.attempt.get()
-        if attempt is not None:
-            attempt.dispatched += 1
+        if attempt is None:
+            return publish(*args, **kwargs)
+        attempt.dispatching = True
+        try:
+            sent = publish(*args, **kwargs)
+        finally:
+            attempt.dispatching = False
+        attempt.dispatched += 1
         return sent
 
     def as_task_v2(
@@ -192,7 +200,7 @@ class ReliableAMQP(AMQP):
         options.setdefault("argsrepr", REDACTED)
         options.setdefault("kwargsrepr", REDACTED)
         message = super().as_task_v2(task_id, name, args, kwargs, None, None, *rest, **options)
-        due = _due(countdown, eta)
+        due = due_in(countdown, eta)
         if due is not None:
             message.headers[h.DUE] = epoch_ms(due)
         args, kwargs, embed = message.body
@@ -214,6 +222,7 @@ class ReliableAMQP(AMQP):
             options.pop("message_id", None)
             options["delivery_mode"] = PERSISTENT
             _refuse_serializer(name, options.get("serializer"))
+            _refuse_names(message.headers)
             self._forget_delivery(options)
             if options.get("exchange"):
                 _refuse_delay(name, message.headers)
@@ -269,6 +278,7 @@ class ReliableAMQP(AMQP):
         mine[h.ATTEMPT] = 1
         mine[h.REDRIVES] = 0
         mine[h.FIRST_PUBLISHED] = epoch_ms(datetime.now(UTC))
+        mine.update(key_headers(self.app.tasks.get(mine["task"]), *message.body[:2]))
         if expires := mine.pop("expires", None):
             mine[h.EXPIRES] = epoch_ms(moment_of(expires))
         for name, value in h.strip(headers).items():
@@ -284,6 +294,12 @@ def _refuse_serializer(name: str, serializer: str | None) -> None:
             f"{name} is published with serializer={serializer!r}: only JSON is accepted; pass data that "
             "JSON can hold"
         )
+
+
+def _refuse_names(headers: Any) -> None:
+    problem = problem_of_names(headers)
+    if problem is not None:
+        raise InvalidMessage(f"{headers.get('task')!r} was not sent: {problem}; give another one")
 
 
 def _refuse_delay(name: str, headers: Any) -> None:
@@ -328,7 +344,8 @@ def has_waited(topology: Topology, delivery_info: Any) -> bool:
     return timedelta(0) < waited < naming.longest_delay(topology.delay.levels)
 
 
-def _due(countdown: float | None, eta: datetime | str | None) -> datetime | None:
+def due_in(countdown: float | None, eta: datetime | str | None) -> datetime | None:
+    """Return when a message with this countdown or eta may run, or ``None`` for at once."""
     if eta:
         return moment_of(eta)
     if countdown is None:

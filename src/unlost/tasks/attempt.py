@@ -11,6 +11,7 @@ from unlost.core.headers import Origin
 from unlost.core.ids import MessageId
 from unlost.core.keys import Claim
 from unlost.core.message import Outgoing
+from unlost.core.ports import Ledger
 from unlost.core.settlement import Admission, Row
 from unlost.errors import ClaimLost
 
@@ -24,16 +25,19 @@ class NotYet:
 class Attempt:
     """A delivery between its admission and its settlement.
 
+    ``ledger`` is where it is recorded: the store, or, for a task that runs on while that is down, nowhere.
     ``row`` is the granted lease, or the recorded outcome that is repeated. ``decided`` is set once the
     attempt has ended in a retry or a letter, ``completed`` once its effect is committed, ``fenced`` when
     somebody else took the message over, ``crashed`` when the body raised what would have ended the
     process. ``in_process`` counts the attempts that the body made beyond its first. ``claim`` is the key that
     it holds, and ``journalled`` says that it began a step. ``dispatched`` counts up to ``successors`` as
-    links and the next task of a chain are confirmed. ``lost`` says why the payload that the delivery refers
-    to cannot be had. ``speaks_against`` what the task depends on, if the body raised what its breaker counts.
+    links and the next task of a chain are confirmed, and ``dispatching`` says that one is under way. ``lost``
+    says why the payload that the delivery refers to cannot be had. ``speaks_against`` what the task depends
+    on, if the body raised what its breaker counts.
     """
 
     message: MessageId
+    ledger: Ledger
     admission: Admission | NotYet
     row: Row
     queue: str
@@ -46,6 +50,7 @@ class Attempt:
     in_process: int = 0
     successors: int = 0
     dispatched: int = 0
+    dispatching: bool = False
     has_chord: bool = False
     completed: bool = False
     fenced: bool = False

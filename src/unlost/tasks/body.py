@@ -25,10 +25,11 @@ from unlost.core.headers import Failure
 from unlost.core.keys import Recorded
 from unlost.core.retry import GiveUp, RetryPolicy, TryAgain
 from unlost.core.settlement import TOO_OLD, AlreadyDone, Resend
-from unlost.errors import LeaseLost, StoreError, StoreUnavailable
+from unlost.errors import KeyConflict, LeaseLost, StoreError, StoreUnavailable
 from unlost.tasks.attempt import Attempt
+from unlost.tasks.crashpoints import Point
 from unlost.tasks.inprocess import since_start
-from unlost.tasks.keys import Duplicate, KeyConflict, KeyHeld, claim
+from unlost.tasks.keys import Duplicate, KeyHeld, claim
 from unlost.tasks.patience import while_store_is_down
 from unlost.tasks.results import decode_result, encode_result
 from unlost.tasks.runtime import Runtime
@@ -117,7 +118,7 @@ def _run(task: ReliableTask, runtime: Runtime, attempt: Attempt, args: Any, kwar
     except LeaseLost:
         raise
     except KeyHeld as exc:
-        _let_go(runtime, attempt)
+        _let_go(attempt)
         raise LeaseLost(str(exc)) from exc
     except Exception as exc:
         if attempt.completed:
@@ -169,10 +170,10 @@ def _finish_duplicate(task: ReliableTask, runtime: Runtime, attempt: Attempt, do
     return _finish(task, attempt)
 
 
-def _let_go(runtime: Runtime, attempt: Attempt) -> None:
+def _let_go(attempt: Attempt) -> None:
     """End what the attempt still holds; if that fails it expires."""
     try:
-        runtime.ledger.release(attempt.row.holder or "")
+        attempt.ledger.release(attempt.row.holder or "")
     except StoreError as exc:
         logger.warning("%s: its lease was not released and will expire: %s", attempt.message, exc)
 
@@ -186,11 +187,12 @@ def _finish(task: ReliableTask, attempt: Attempt) -> Any:
 def _complete(runtime: Runtime, attempt: Attempt, result: str | None, quietly: Failure | None = None) -> None:
     patience = runtime.settings.settle_patience
     while_store_is_down(
-        lambda: runtime.ledger.complete(attempt.message, attempt.row, result, quietly, attempt.claim),
+        lambda: attempt.ledger.complete(attempt.message, attempt.row, result, quietly, attempt.claim),
         patience,
     )
     attempt.result = result
     attempt.completed = True
+    runtime.points.reach(Point.COMMITTED, attempt.message)
 
 
 def _invoke(task: ReliableTask, attempt: Attempt, args: Any, kwargs: Any) -> Any:
@@ -240,7 +242,7 @@ def _crash(runtime: Runtime, attempt: Attempt, exc: BaseException) -> NoReturn:
     logger.error("%s: the body raised %s: counted as a crash", attempt.message, type(exc).__name__)
     attempt.crashed = True
     holder, patience = attempt.row.holder or "", runtime.settings.settle_patience
-    while_store_is_down(lambda: runtime.ledger.end_crashed(holder), patience)
+    while_store_is_down(lambda: attempt.ledger.end_crashed(holder), patience)
     raise Reject(f"body raised {type(exc).__name__}", requeue=True) from exc
 
 
@@ -269,12 +271,12 @@ def decide(runtime: Runtime, attempt: Attempt, exc: Exception, verdict: TryAgain
     ending = _decided(runtime, attempt, cause, verdict)
     if attempt.claim is not None or attempt.journalled:
         # Its key is free again: whoever brings it next does the work.
-        _let_go(runtime, attempt)
+        _let_go(attempt)
     return ending
 
 
 def _decided(runtime: Runtime, attempt: Attempt, cause: Exception, verdict: TryAgain | GiveUp) -> Exception:
-    ledger, patience = runtime.ledger, runtime.settings.settle_patience
+    ledger, patience = attempt.ledger, runtime.settings.settle_patience
     if isinstance(verdict, TryAgain):
         due = datetime.now(UTC) + verdict.after
         failure, due_ms = failure_of(cause, "retry"), epoch_ms(due)

@@ -28,7 +28,7 @@ def checkpoint(runtime: Runtime, attempt: Attempt, name: str, act: Callable[[], 
     delivery = Delivery(message=step, generation=attempt.row.generation, holder=attempt.row.holder or "")
     settings = runtime.settings
     admission = while_store_is_down(
-        lambda: runtime.ledger.acquire(delivery, lease=settings.lease, limits=_NO_LIMITS),
+        lambda: attempt.ledger.acquire(delivery, lease=settings.lease, limits=_NO_LIMITS),
         settings.settle_patience,
     )
     if isinstance(admission, AlreadyDone):
@@ -38,7 +38,7 @@ def checkpoint(runtime: Runtime, attempt: Attempt, name: str, act: Callable[[], 
     attempt.journalled = True
     result = encode_result(act())
     while_store_is_down(
-        lambda: runtime.ledger.complete(step, admission.row, result), settings.settle_patience
+        lambda: attempt.ledger.complete(step, admission.row, result), settings.settle_patience
     )
     return decode_result(result)
 

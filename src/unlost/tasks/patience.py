@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from datetime import timedelta
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from tenacity import (
     Retrying,
@@ -22,6 +22,9 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+#: ``closed``: what cannot be recorded does not run. ``open``: it does, and may do so twice.
+OnStoreDown = Literal["closed", "open"]
+
 
 def while_store_is_down(ask: Callable[[], T], patience: timedelta | None) -> T:
     """Ask the store until it answers.
@@ -35,7 +38,7 @@ def while_store_is_down(ask: Callable[[], T], patience: timedelta | None) -> T:
     """
     return Retrying(
         retry=retry_if_exception_type(StoreUnavailable),
-        wait=wait_exponential(multiplier=0.2, max=5),
+        wait=wait_exponential(multiplier=0.2, max=2),
         stop=stop_never if patience is None else stop_after_delay(patience.total_seconds()),
         before_sleep=before_sleep_log(logger, logging.WARNING),
         reraise=True,

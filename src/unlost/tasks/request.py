@@ -39,6 +39,7 @@ from unlost.core.clock import epoch_ms, moment_of
 from unlost.core.envelope import problem_of_body
 from unlost.errors import StoreError
 from unlost.idempotency.holder import make_holder
+from unlost.tasks.crashpoints import Point
 from unlost.tasks.gatekeeper import is_stopping
 from unlost.tasks.gates import SPEAKS_AGAINST
 from unlost.tasks.patience import while_store_is_down
@@ -84,6 +85,7 @@ class ReliableRequest(Request):
     def acknowledge(self) -> None:
         """Ack, once; the lease needs no renewal any more."""
         self._let_go()
+        self._runtime.points.reach(Point.ACKING, h.message_id_of(self._message.headers))
         super().acknowledge()
 
     def reject(self, requeue: bool = False) -> None:

@@ -20,6 +20,7 @@ from unlost.core.ports import Ledger
 from unlost.core.retry import RetryPolicy
 from unlost.errors import ConfigurationError
 from unlost.idempotency.sql import SqlStore
+from unlost.tasks.crashpoints import Points
 from unlost.tasks.gates import Traffic
 from unlost.tasks.leases import LeaseKeeper
 from unlost.tasks.outbox import TaskOutbox
@@ -54,6 +55,7 @@ class Runtime:
     throttle: ThrottleStore | None = None
     #: What this worker has in hand of queues behind a breaker or a limit.
     traffic: Traffic = field(default_factory=Traffic)
+    points: Points = field(default_factory=Points)
     #: The attempt whose body runs in this context.
     attempt: ContextVar[Attempt | None] = field(
         default_factory=lambda: ContextVar("unlost_attempt", default=None)
@@ -84,6 +86,12 @@ class Runtime:
         if not isinstance(self.ledger, SqlStore):
             raise ConfigurationError(f"{self.ledger!r} has no engine: business rows need a SQL store")
         return self.ledger.engine
+
+    @property
+    def is_dispatching(self) -> bool:
+        """Return whether what is published now follows from a task that is done: it cannot be left out."""
+        attempt = self.attempt.get()
+        return attempt is not None and attempt.dispatching
 
     def in_background(self, act: Callable[..., object], *args: Any, **kwargs: Any) -> None:
         """Run what may block (publishes, store writes) for the worker's parent, off its main loop."""

@@ -18,14 +18,18 @@ from tenacity.wait import wait_base
 from unlost.core.breaker import Breaker
 from unlost.core.limits import Limit
 from unlost.core.retry import RetryPolicy
+from unlost.core.uniqueness import OnConflict, Unique
 from unlost.errors import ConfigurationError, RetryLater
 from unlost.tasks import journal
+from unlost.tasks import unique as uniqueness
 from unlost.tasks.attempt import Attempt
 from unlost.tasks.body import Spent, perform
 from unlost.tasks.bulk import Bulk, Progress, Renderer, publish_all, refuse_shared_id
+from unlost.tasks.crashpoints import Point
 from unlost.tasks.inprocess import retrying, since_start
 from unlost.tasks.journal import token_of
-from unlost.tasks.keys import Key, OnDuplicate
+from unlost.tasks.keys import Key, OnDuplicate, refuse_reuse
+from unlost.tasks.patience import OnStoreDown
 from unlost.tasks.results import encode_result
 from unlost.tasks.runtime import Runtime, has_runtime, runtime_of
 from unlost.tasks.template import can_fill_in
@@ -51,6 +55,14 @@ class ReliableTask(Task):
         key_space: Whose keys these are; the task's own name unless tasks are to share them.
         on_duplicate: What becomes of a message whose key's work another has done: ``return`` the recorded
             result (its links run), ``ignore`` it (they do not), or ``raise`` and dead-letter it.
+        unique: How long a message keeps others for the same work from being published: ``until_started``,
+            ``until_finished``, or a time from its publish on. Decided where it is published.
+        unique_by: What is the same work, given like ``key``; ``None``: the key, or without one all arguments.
+        unique_lease: After so long, from when it may run, a message that has not ended is in nobody's way.
+        on_conflict: What becomes of a publish while another message is in the way: ``skip`` it and return the
+            result of that one, ``replace`` that one, which is cancelled if it is not done, or ``raise``.
+        on_store_down: Whether the task waits for a store that does not answer (``closed``) or runs, and is
+            published, without (``open``): then a copy may run twice.
         secrets: Names of arguments that tools hide when they show a dead letter; fields of type
             ``SecretStr`` are hidden anyway. Nothing is changed in the message.
         retry: A :class:`unlost.core.retry.RetryPolicy`. Without one the app's is used; without that a
@@ -81,6 +93,11 @@ class ReliableTask(Task):
     breaker: ClassVar[Breaker | None] = None
     limit: ClassVar[Limit | None] = None
     on_expired: ClassVar[Literal["letter", "drop"]] = "letter"
+    unique: ClassVar[Unique | None] = None
+    unique_by: ClassVar[Key] = None
+    unique_lease: ClassVar[timedelta] = timedelta(days=1)
+    on_conflict: ClassVar[OnConflict] = "skip"
+    on_store_down: ClassVar[OnStoreDown] = "closed"
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -89,10 +106,10 @@ class ReliableTask(Task):
             cls.retry_policy = policy
             # Celery's method of that name comes back into sight.
             del cls.retry
-        own_key = cls.__dict__.get("key")
-        if callable(own_key):
-            # Or it would be bound as a method.
-            cls.key = staticmethod(own_key)
+        for name in ("key", "unique_by"):
+            if callable(own := cls.__dict__.get(name)):
+                # Or it would be bound as a method.
+                setattr(cls, name, staticmethod(own))
         if cls.__dict__.get("payload") is not None:
             # The model checks the arguments; run's own signature takes the instance.
             cls.typing = False
@@ -187,11 +204,20 @@ class ReliableTask(Task):
             ConfigurationError: unlost is not installed on the app.
             pydantic.ValidationError: The payload is invalid; nothing was sent.
             PublishError: See :meth:`unlost.broker.publisher.Publisher.publish`.
+            KeyConflict: The key is known to have been used with another payload; nothing was sent.
+            UniqueConflict, StoreUnavailable: See :func:`unlost.tasks.unique.publish_unique`.
         """
-        runtime_of(self.app)
+        runtime = runtime_of(self.app)
         if self.payload is not None:
             args, kwargs = self.dump_payload(args or (), kwargs or {})
-        return super().apply_async(args, kwargs, *more, **options)
+        if not runtime.is_dispatching:
+            refuse_reuse(self, runtime, args, kwargs)
+        publish = super().apply_async
+        if not uniqueness.asks(self, runtime):
+            return publish(args, kwargs, *more, **options)
+        return uniqueness.publish_unique(
+            self, runtime, (args, kwargs), more, options, lambda given: publish(args, kwargs, **given)
+        )
 
     def apply_many(
         self,
@@ -220,13 +246,15 @@ class ReliableTask(Task):
             ``raise_for_problems()`` does.
 
         Raises:
-            ConfigurationError: unlost is not installed, or an option cannot be shared.
+            ConfigurationError: unlost is not installed, the task is unique, or an option cannot be shared.
             Exception: Whatever ``items`` raises, when all items before it are settled.
 
         Crash safety:
             A crash leaves up to ``window`` tasks published or not; the ones before them are.
         """
         runtime = self._runtime
+        if self.unique is not None:
+            raise ConfigurationError(f"{self.name} is unique, which is decided one by one: loop over delay()")
         refuse_shared_id(self.name, options)
         fills_in = can_fill_in(self.app, self, ReliableTask, options)
         render = Renderer(runtime, self, options, fills_in=fills_in)
@@ -329,6 +357,7 @@ class ReliableTask(Task):
         Raises:
             ConfigurationError: There is no running attempt, or it had its unit of work.
             LeaseLost: Somebody took the message over; everything is rolled back.
+            StoreUnavailable: The store is down; the attempt is retried.
 
         Crash safety:
             A crash before the commit leaves nothing; after it, only the successors are dispatched again.
@@ -336,13 +365,15 @@ class ReliableTask(Task):
         attempt = self._running("unit_of_work()")
         if attempt.completed:
             raise ConfigurationError(f"{self.name}: a run has one unit of work, and this one had it")
-        ledger = self._runtime.ledger
-        with ledger.unit_of_work(attempt.message, attempt.row, encode_result, attempt.claim) as work:
-            ours = UnitOfWork(work, self._runtime.outbox)
+        runtime = self._runtime
+        with attempt.ledger.unit_of_work(attempt.message, attempt.row, encode_result, attempt.claim) as work:
+            ours = UnitOfWork(work, runtime.outbox)
             yield ours
             work.result = ours.result
+            runtime.points.reach(Point.COMMITTING, attempt.message)
         attempt.result = encode_result(work.result)
         attempt.completed = True
+        runtime.points.reach(Point.COMMITTED, attempt.message)
 
     if not TYPE_CHECKING:
 
@@ -382,13 +413,15 @@ def refuse_unsafe(task: type[ReliableTask], runtime: Runtime) -> None:
     """
     if task.queue is not None:
         runtime.topology.work_queue(task.queue)
-    _refuse_unknown_key(task)
     _refuse_celerys_rate_limit(task)
     if (task.breaker or task.limit) and runtime.throttle is None:
         raise ConfigurationError(
             f"task {task.name} has a breaker or a limit, which all workers share in an SQL database, and the "
             f"store is {runtime.ledger!r}: use an SQL store, or remove the attribute"
         )
+    _refuse_unknown_key(task, "key")
+    _refuse_unknown_key(task, "unique_by")
+    uniqueness.refuse_contradictions(task, runtime)
     if "late_ack" in runtime.settings.dangerously_without:
         return
     for name in ("acks_late", "acks_on_failure", "reject_on_worker_lost", "Request"):
@@ -408,15 +441,15 @@ def _refuse_celerys_rate_limit(task: type[ReliableTask]) -> None:
         )
 
 
-def _refuse_unknown_key(task: type[ReliableTask]) -> None:
+def _refuse_unknown_key(task: type[ReliableTask], attribute: str) -> None:
     """Refuse a key that the payload does not have."""
-    key, payload = task.key, task.payload
+    key, payload = getattr(task, attribute), task.payload
     if payload is None or not isinstance(key, str | tuple):
         return
     names = (key,) if isinstance(key, str) else key
     for name in names:
         if name not in payload.model_fields:
             raise ConfigurationError(
-                f"task {task.name}: key={key!r}, but {payload.__name__} has no field {name!r}; "
+                f"task {task.name}: {attribute}={key!r}, but {payload.__name__} has no field {name!r}; "
                 f"it has {', '.join(payload.model_fields)}"
             )

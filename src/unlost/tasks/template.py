@@ -54,6 +54,8 @@ def can_fill_in(app: Celery, task: Any, base: type[Task], options: Mapping[str, 
         and _is_celerys(Task.__dict__["apply_async"])
         and _is_celerys(Celery.__dict__["send_task"])
         and kind.shadow_name is Task.shadow_name
+        # A header of each message names its key.
+        and getattr(task, "key", None) is None
         and getattr(task, "__self__", None) is None
         and getattr(task, "_dump_pydantic_arguments", None) is None
         and not any(getattr(task, name, None) for name in _VARIABLE)

@@ -25,6 +25,7 @@ from unlost.core.clock import from_epoch_ms
 from unlost.core.headers import Failure
 from unlost.core.ids import amqp_message_id
 from unlost.core.message import Outgoing
+from unlost.core.ports import Ledger
 from unlost.core.retry import GiveUp
 from unlost.core.settlement import (
     Admission,
@@ -38,11 +39,13 @@ from unlost.core.settlement import (
     Superseded,
 )
 from unlost.errors import BrokerError, ClaimLost, ConfigurationError, LeaseLost, StoreError, StoreUnavailable
+from unlost.idempotency.memory import Unrecorded
 from unlost.observe.context import task_context
 from unlost.tasks.amqp import due_of, has_waited, route
 from unlost.tasks.attempt import Attempt, NotYet, origin_of, outgoing
 from unlost.tasks.body import decide, verdict_of
 from unlost.tasks.claims import redeem
+from unlost.tasks.crashpoints import Point
 from unlost.tasks.gates import SPEAKS_AGAINST
 from unlost.tasks.patience import while_store_is_down
 from unlost.tasks.runtime import Runtime
@@ -60,6 +63,9 @@ EXPIRED = "unlost_expired"
 #: A delivery that is earlier than this goes back to the delay path: a foreign ``eta``, a delay longer than
 #: the path. What has waited there in full is due, whatever this host's clock says: the broker has measured.
 EARLY = timedelta(seconds=1)
+
+#: A store that was restarted is found at the second try.
+OPEN_AFTER = timedelta(seconds=1)
 
 Tracer = Callable[..., Any]
 
@@ -81,7 +87,9 @@ def wrap(task: ReliableTask, runtime: Runtime, trace: Tracer) -> Tracer:
         attempt.lost = lost
         correlation = attempt.correlation_id
         with task_context(attempt.message, attempt.row.generation, attempt.queue, correlation):
-            return _settle(task, runtime, attempt, lambda: trace(task_id, args, kwargs, request))
+            settled = _settle(task, runtime, attempt, lambda: trace(task_id, args, kwargs, request))
+        runtime.points.reach(Point.SETTLED, attempt.message)
+        return settled
 
     return settle
 
@@ -98,10 +106,11 @@ def _arrive(task: ReliableTask, runtime: Runtime, request: dict[str, Any]) -> At
     due = due_of(headers)
     waited = has_waited(runtime.topology, request.get("delivery_info"))
     early = due is not None and not waited and due - datetime.now(UTC) > EARLY
-    admission: Admission | NotYet = NotYet() if early else _acquire(runtime, delivery)
+    ledger, admission = (runtime.ledger, NotYet()) if early else _acquire(task, runtime, delivery)
     row = Row(state=State.LEASED, generation=delivery.generation, token=0)
     return Attempt(
         message=delivery.message,
+        ledger=ledger,
         admission=admission,
         row=row if isinstance(admission, Held | NotYet) else admission.row,
         queue=_queue_of(task, runtime, headers, request),
@@ -121,13 +130,23 @@ def _successors(request: dict[str, Any]) -> int:
     return groups + (len(links) > groups) + bool(request.get("chain"))
 
 
-def _acquire(runtime: Runtime, delivery: Delivery) -> Admission:
-    """Acquire; while the store is down the delivery is held here and nothing runs."""
+def _acquire(task: ReliableTask, runtime: Runtime, delivery: Delivery) -> tuple[Ledger, Admission | NotYet]:
+    """Acquire; while the store is down the delivery is held and nothing runs, unless the task is open."""
     settings = runtime.settings
     limits = Limits(settings.max_crashes, settings.max_lost)
-    return while_store_is_down(
-        lambda: runtime.ledger.acquire(delivery, lease=settings.lease, limits=limits), patience=None
-    )
+    runtime.points.reach(Point.ACQUIRING, delivery.message)
+    ledger = runtime.ledger
+    try:
+        admission = while_store_is_down(
+            lambda: ledger.acquire(delivery, lease=settings.lease, limits=limits),
+            patience=OPEN_AFTER if task.on_store_down == "open" else None,
+        )
+    except StoreUnavailable as exc:
+        logger.warning("%s runs unrecorded, and may run twice: %s", delivery.message, exc)
+        ledger = Unrecorded()
+        admission = ledger.acquire(delivery, lease=settings.lease, limits=limits)
+    runtime.points.reach(Point.ACQUIRED, delivery.message)
+    return ledger, admission
 
 
 def _queue_of(task: ReliableTask, runtime: Runtime, headers: Any, request: dict[str, Any]) -> str:
@@ -227,14 +246,16 @@ def _publish_decision(runtime: Runtime, attempt: Attempt, traced: Any) -> Any:
     decided = attempt.decided
     if decided is None or decided.decision is None:
         raise ValueError("nothing was decided")
+    runtime.points.reach(Point.DECIDED, attempt.message)
     try:
         _publish(runtime, _decision_message(runtime, attempt, decided))
     except (BrokerError, ConfigurationError) as exc:
         logger.exception("%s: its %s could not be published", attempt.message, decided.state)
         return _given_back(f"publish failed: {exc}")
+    runtime.points.reach(Point.PUBLISHED, attempt.message)
     # A mark that fails is no harm: the next delivery publishes once more and its copy is absorbed.
     try:
-        runtime.ledger.mark_sent(attempt.message, decided.decision)
+        attempt.ledger.mark_sent(attempt.message, decided.decision)
     except StoreUnavailable as exc:
         logger.warning("%s: could not be marked as sent: %s", attempt.message, exc)
     if attempt.speaks_against and isinstance(traced.retval, ExceptionInfo):

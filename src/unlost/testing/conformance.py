@@ -45,6 +45,7 @@ from unlost.core.settlement import (
     State,
     Superseded,
 )
+from unlost.core.uniqueness import unique_id
 from unlost.errors import ConfigurationError, LeaseLost
 from unlost.idempotency.holder import make_holder
 
@@ -459,6 +460,40 @@ class LedgerConformance:
         assert read(ledger) == row
         assert read(ledger, OTHER) == current
 
+    # --- handing over
+
+    def test_a_lease_is_handed_over(self, ledger: Ledger, pass_time: PassTime) -> None:
+        """The new holder has it for the new time, with a note; the old one can write nothing any more."""
+        row = granted(ledger, holder="me")
+
+        ledger.hand_over(MESSAGE, row, to="you", lease=timedelta(seconds=60), note='"n"')
+        pass_time(50)
+
+        assert isinstance(acquire(ledger), Held)
+        assert (read(ledger).holder, read(ledger).result, read(ledger).state) == ("you", '"n"', State.LEASED)
+        with pytest.raises(LeaseLost):
+            ledger.complete(MESSAGE, row, None)
+        assert not ledger.release("me")
+        pass_time(11)
+        assert granted(ledger).result is None
+
+    def test_what_was_handed_over_is_released_by_its_new_holder(self, ledger: Ledger) -> None:
+        """The lease follows the holder that has it."""
+        ledger.hand_over(MESSAGE, granted(ledger, holder="me"), to="you", lease=LEASE, note=None)
+
+        assert ledger.release("you")
+        assert isinstance(acquire(ledger), Run)
+
+    def test_a_lease_that_was_lost_is_not_handed_over(self, ledger: Ledger) -> None:
+        """Whoever was taken over has nothing to give."""
+        row = granted(ledger, holder="me")
+        ledger.release("me")
+        current = granted(ledger)
+
+        with pytest.raises(LeaseLost):
+            ledger.hand_over(MESSAGE, row, to="you", lease=LEASE, note=None)
+        assert read(ledger) == current
+
     # --- tools
 
     def test_rows_are_found_by_a_part_of_their_name(self, ledger: Ledger) -> None:
@@ -488,6 +523,21 @@ class LedgerConformance:
         assert ledger.count_purgeable(timedelta(milliseconds=10)) == 3
         assert ledger.purge(timedelta(milliseconds=10)) == 3
         assert [name for name, row in rows.items() if ledger.read(row)] == ["waiting", "leased"]
+
+    def test_records_of_unique_tasks_are_purged_when_their_lease_has_expired(
+        self, ledger: Ledger, pass_time: PassTime
+    ) -> None:
+        """They do not end, so they go when nobody relies on them any more."""
+        record = unique_id("shop.charge", 5)
+        granted(ledger, record)
+        time.sleep(0.05)
+        assert ledger.purge(timedelta(milliseconds=10)) == 0
+        pass_time(15.5)
+        assert ledger.purge(timedelta(hours=1)) == 0
+
+        assert ledger.count_purgeable(timedelta(milliseconds=10)) == 1
+        assert ledger.purge(timedelta(milliseconds=10)) == 1
+        assert ledger.read(record) is None
 
     # --- unit of work
 
