@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
 from importlib import import_module
@@ -11,11 +12,13 @@ from typing import Any
 from sqlalchemy import Engine, create_engine
 
 from shop.orders import STEPS, Order, read_effects
+from unlost.chaos.workload import Workload
 
 _TASKS = dict(zip(("shop.charge_card", "shop.reserve_stock", "shop.send_receipt"), STEPS, strict=True))
 
 
-class Orders:
+@dataclass(frozen=True, kw_only=True)
+class Orders(Workload):
     """Orders on the reliable shop, or on the plain one.
 
     Args:
@@ -27,36 +30,24 @@ class Orders:
         flaky_every: Every so many orders the bank answers only the second time; 0 for never.
     """
 
-    per_message = len(STEPS)
-
-    def __init__(
-        self,
-        *,
-        store: str,
-        plain: bool = False,
-        work_ms: int = 10,
-        linger_ms: int = 0,
-        declined_every: int = 0,
-        flaky_every: int = 0,
-    ) -> None:
-        self.app = "shop.plain:app" if plain else "shop.app:app"
-        self._store = store
-        self._work = timedelta(milliseconds=work_ms)
-        self._linger = timedelta(milliseconds=linger_ms)
-        self._declined_every = declined_every
-        self._flaky_every = flaky_every
+    store: str
+    plain: bool = False
+    work_ms: int = 10
+    linger_ms: int = 0
+    declined_every: int = 0
+    flaky_every: int = 0
 
     def publish(self, number: int) -> None:
         """Place order ``number``."""
-        import_module(self.app.partition(":")[0]).place(self._order(number))
+        import_module("shop.plain" if self.plain else "shop.app").place(self._order(number))
 
     def _order(self, number: int) -> Order:
         return Order(
             order_id=number,
-            work=self._work,
-            linger=self._linger,
-            declined=_is_nth(number, self._declined_every),
-            flaky=_is_nth(number, self._flaky_every),
+            work=timedelta(milliseconds=self.work_ms),
+            linger=timedelta(milliseconds=self.linger_ms),
+            declined=_is_nth(number, self.declined_every),
+            flaky=_is_nth(number, self.flaky_every),
         )
 
     def promises(self, number: int) -> list[str]:
@@ -81,7 +72,7 @@ class Orders:
 
     @cached_property
     def _engine(self) -> Engine:
-        return create_engine(self._store)
+        return create_engine(self.store)
 
 
 def _is_nth(number: int, every: int) -> bool:

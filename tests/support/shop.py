@@ -15,9 +15,10 @@ import pytest
 from unlost.broker.apply import apply
 from unlost.broker.management import Management
 from unlost.chaos.checker import Verdict
-from unlost.chaos.demo import example_home, letters_of
+from unlost.chaos.demo import example_home
+from unlost.chaos.nemesis import KillBroker, KillWorkers
 from unlost.chaos.report import explain
-from unlost.chaos.runner import Plan, Result, Run
+from unlost.chaos.runner import Place, Plan, Result, Run
 from unlost.testing.brokers import Broker, Vhost
 from unlost.topology.model import Topology
 
@@ -34,6 +35,7 @@ def shop_is_importable(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         del sys.modules[name]
 
 
+APP = "shop.app:app"
 WORKLOAD = "shop.workload:Orders"
 
 
@@ -41,16 +43,16 @@ def run(broker: Broker, folder: Path, without: str = "", seed: int = 1, **plan: 
     """Run the shop under faults and judge it."""
     folder.mkdir()
     options = {"store": store_in(folder), **plan.pop("options", {})}
-    with declared_vhost(broker) as (vhost, topology):
+    with broker.fresh_vhost() as vhost:
         chosen = Plan(
+            app=APP,
             workload=WORKLOAD,
             options=options,
             environment=environment(vhost, folder, without),
-            letters=letters_of(topology),
             seed=seed,
             **plan,
         )
-        return Run(chosen, broker, vhost, folder)()
+        return Run(chosen, Place(vhost=vhost, broker=broker, store_url=store_in(folder)), folder)()
 
 
 @contextmanager
@@ -84,8 +86,7 @@ def environment(vhost: Vhost, folder: Path, without: str = "") -> dict[str, str]
 KILLS: dict[str, Any] = {
     "messages": 80,
     "rate": 12.0,
-    "kill_every": timedelta(milliseconds=700),
-    "restart_broker_at": None,
+    "nemeses": [KillWorkers(every=timedelta(milliseconds=700))],
     "options": {"work_ms": 40, "linger_ms": 60, "declined_every": 20, "flaky_every": 10},
 }
 
@@ -93,8 +94,7 @@ BURST: dict[str, Any] = {
     "messages": 600,
     "rate": 100.0,
     "client_threads": 4,
-    "kill_every": timedelta(seconds=1),
-    "restart_broker_at": 0.6,
+    "nemeses": [KillWorkers(every=timedelta(seconds=1)), KillBroker(times=1, lasting=timedelta(0))],
     # Bodies that take most of a child's time, so that some kill certainly hits one.
     "options": {"work_ms": 40},
 }

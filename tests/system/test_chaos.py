@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.shop import (
+    APP,
     BURST,
     KILLS,
     WORKLOAD,
@@ -47,6 +48,7 @@ def test_a_crew_tells_where_its_processes_stand(broker: Broker, tmp_path: Path) 
     """Stacks of parent and children go to the log: what a run that does not drain must tell."""
     with declared_vhost(broker) as (vhost, _):
         command = Command(
+            app=APP,
             workload=WORKLOAD,
             options=json.dumps({"store": store_in(tmp_path)}),
             history=tmp_path / "history",

@@ -11,7 +11,6 @@ from datetime import timedelta
 import amqp
 import pytest
 
-from tests.support.proxy import DelayingProxy, FlakyProxy
 from tests.support.publish_chaos import Census, judge, load
 from tests.support.publishing import (
     BRIEFLY,
@@ -23,11 +22,12 @@ from tests.support.publishing import (
     publisher,
     wait_for_leader,
 )
-from tests.support.rabbitmqctl import memory_alarm
 from tests.support.raw_amqp import open_channel
 from unlost import errors
 from unlost.broker.management import Management
 from unlost.testing.brokers import Broker, Vhost
+from unlost.testing.brokers.alarms import memory_alarm
+from unlost.testing.proxy import DelayingProxy, FlakyProxy
 from unlost.testing.waiting import wait_until
 
 pytestmark = pytest.mark.system
