@@ -15,6 +15,7 @@ import pytest
 from unlost.broker.apply import apply
 from unlost.broker.management import Management
 from unlost.chaos.checker import Verdict
+from unlost.chaos.clock import OFFSET_VARIABLE, offset_ns
 from unlost.chaos.demo import example_home
 from unlost.chaos.nemesis import KillBroker, KillWorkers
 from unlost.chaos.report import explain
@@ -42,12 +43,11 @@ WORKLOAD = "shop.workload:Orders"
 def run(broker: Broker, folder: Path, without: str = "", seed: int = 1, **plan: Any) -> Result:
     """Run the shop under faults and judge it."""
     folder.mkdir()
-    options = {"store": store_in(folder), **plan.pop("options", {})}
     with broker.fresh_vhost() as vhost:
         chosen = Plan(
             app=APP,
             workload=WORKLOAD,
-            options=options,
+            options=plan.pop("options", {}),
             environment=environment(vhost, folder, without),
             seed=seed,
             **plan,
@@ -78,6 +78,7 @@ def environment(vhost: Vhost, folder: Path, without: str = "") -> dict[str, str]
         "CELERY_BROKER_URL": vhost.amqp_url,
         "UNLOST_STORE": store_in(folder),
         "UNLOST_CONNECT_PATIENCE": "60",
+        OFFSET_VARIABLE: str(offset_ns()),
         "UNLOST_LEASE": "6",
         "UNLOST_DANGEROUSLY_WITHOUT": without,
     }

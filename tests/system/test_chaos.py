@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from datetime import timedelta
 from pathlib import Path
 
@@ -18,7 +17,6 @@ from tests.support.shop import (
     environment,
     run,
     shop_is_importable,
-    store_in,
 )
 from unlost.chaos.crew import Command, Crew
 from unlost.testing.brokers import Broker
@@ -50,7 +48,7 @@ def test_a_crew_tells_where_its_processes_stand(broker: Broker, tmp_path: Path) 
         command = Command(
             app=APP,
             workload=WORKLOAD,
-            options=json.dumps({"store": store_in(tmp_path)}),
+            options="{}",
             history=tmp_path / "history",
             environment=environment(vhost, tmp_path),
         )

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from unlost.chaos.effects import effects_in_table as effects_in_table
     from unlost.chaos.kit import Chaos as Chaos
     from unlost.chaos.kit import Outcome as Outcome
+    from unlost.chaos.nemesis import ClockSkew as ClockSkew
     from unlost.chaos.nemesis import CloseConnections as CloseConnections
     from unlost.chaos.nemesis import DiskAlarm as DiskAlarm
     from unlost.chaos.nemesis import FillQueue as FillQueue
@@ -51,6 +52,7 @@ _CHECKERS = (
     "Timely",
 )
 _NEMESES = (
+    "ClockSkew",
     "CloseConnections",
     "DiskAlarm",
     "FillQueue",

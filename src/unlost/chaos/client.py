@@ -14,8 +14,9 @@ from pathlib import Path
 
 import click
 
+from unlost.chaos.clock import run_clock
 from unlost.chaos.history import OpType, Recorder, fresh_file
-from unlost.chaos.subject import broker_option, load_app
+from unlost.chaos.subject import broker_option, clock_option, load_app
 from unlost.chaos.workload import Workload, make
 from unlost.errors import AccessRefused, BrokerUnavailable, Refused, Unroutable
 
@@ -32,6 +33,7 @@ _PROVED = (Unroutable, Refused, BrokerUnavailable, AccessRefused)
 @click.option("--rate", type=float, default=0.0, help="Messages a second; 0 is as fast as they go.")
 @click.option("--threads", type=int, default=1)
 @broker_option
+@clock_option
 def main(
     app: str,
     path: str,
@@ -41,6 +43,7 @@ def main(
     rate: float,
     threads: int,
     broker: str,
+    clock: int,
 ) -> None:
     """Publish the workload's messages."""
     load_app(app, broker)
@@ -56,7 +59,7 @@ def main(
                 return
             publish_one(workload, recorder, name, number)
 
-    with Recorder(fresh_file(history, "client")) as recorder:
+    with Recorder(fresh_file(history, "client"), now_ns=run_clock(clock)) as recorder:
         recorder.record("client", "info", "workload", per_message=len(workload.promises(0)))
         crew = [threading.Thread(target=run, args=(f"client-{i}",)) for i in range(threads)]
         for thread in crew:

@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import IO, Any
 
 import psutil
 
-from unlost.chaos import waker
+from unlost.chaos import clock, waker
 from unlost.errors import HarnessError
 from unlost.testing.waiting import wait_until
 
@@ -76,9 +76,19 @@ class Crew:
         size: How many.
         concurrency: Pool processes of each.
         logs: Folder for their output, one file each.
+        faketime: The library that lets their wall clocks be set; ``None`` leaves them alone.
     """
 
-    def __init__(self, command: Command, *, size: int, concurrency: int, logs: Path) -> None:
+    def __init__(
+        self,
+        command: Command,
+        *,
+        size: int,
+        concurrency: int,
+        logs: Path,
+        faketime: Path | None = None,
+    ) -> None:
+        self._faketime = faketime
         self._command = command
         self._concurrency = concurrency
         self._logs = logs
@@ -150,6 +160,19 @@ class Crew:
             _order(helper, f"stop {' '.join(map(str, pids))}")
             yield pids
 
+    def set_ahead(self, name: str, ahead: timedelta) -> None:
+        """Set the wall clock of a worker and its children ahead, or behind; zero sets it right.
+
+        Raises:
+            HarnessError: The crew was started without libfaketime.
+        """
+        if self._faketime is None:
+            raise HarnessError("clocks can only be set where libfaketime is installed")
+        clock.set_ahead(self._clock_file(name), ahead)
+
+    def _clock_file(self, name: str) -> Path:
+        return self._logs / f"{name}.clock"
+
     def log_files(self) -> list[Path]:
         """Return the logs of all workers."""
         return [path for name in self._names if (path := self._logs / f"{name}.log").exists()]
@@ -193,8 +216,12 @@ class Crew:
         return said[-1]
 
     def _start(self, name: str) -> None:
+        command = self._command
+        if self._faketime is not None:
+            variables = clock.faked(self._faketime, self._clock_file(name))
+            command = replace(command, environment={**command.environment, **variables})
         with self._log_file(name) as log, self._lock:
-            self._processes[name] = self._command.start(
+            self._processes[name] = command.start(
                 "unlost.chaos.worker",
                 f"--name={name}",
                 f"--concurrency={self._concurrency}",

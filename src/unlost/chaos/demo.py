@@ -48,15 +48,15 @@ class Demo:
         """
         store = self.store or f"sqlite:///{folder / 'shop.sqlite'}"
         place = Place(vhost=vhost, broker=broker, store_url=store)
-        return Run(without_impossible(self._plan(store), place), place, folder, on_progress)()
+        return Run(without_impossible(self._plan(), place), place, folder, on_progress)()
 
-    def _plan(self, store: str) -> Plan:
+    def _plan(self) -> Plan:
         home = example_home()
         inherited = self.environ.get("PYTHONPATH")
         return Plan(
             app="shop.plain:app" if self.plain else "shop.app:app",
             workload=WORKLOAD,
-            options={"plain": self.plain, "store": store, "declined_every": 100, "flaky_every": 20},
+            options={"plain": self.plain, "declined_every": 100, "flaky_every": 20},
             environment={
                 **self.environ,
                 # A broker that is being restarted is no reason to give an order up.

@@ -24,8 +24,8 @@ The operations that the checkers know, by ``f``:
 =================  ==================================================================================
 
 ``value`` names the promised effect, the thing that must happen once, such as ``"17/charge"``.
-Times are wall clock, so processes of one host can be compared; a clock that was set during the run, or
-hosts that disagree, blur the order of events that lie closer together than the error.
+The processes of a run share one clock, which no nemesis can set (:mod:`unlost.chaos.clock`); effects have the
+time that their rows say.
 """
 
 from __future__ import annotations

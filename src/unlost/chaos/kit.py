@@ -29,6 +29,7 @@ class Outcome:
         schedule: What the nemeses were to do, and the seed.
         folder: History and logs.
         repeat: The command that repeats the run.
+        broker: Version of the broker, and how many nodes.
         broker_log: The end of the log of each node.
     """
 
@@ -36,6 +37,7 @@ class Outcome:
     schedule: Schedule
     folder: Path
     repeat: str
+    broker: str = ""
     broker_log: str = field(default="", repr=False)
     _judgements: list[Judgement] = field(default_factory=list, repr=False)
 
@@ -190,6 +192,7 @@ class Chaos:
                 schedule=result.schedule,
                 folder=folder,
                 repeat=self._repeat,
+                broker=place.describe(),
                 broker_log=place.log_tail(),
             )
         self.outcomes.append(outcome)

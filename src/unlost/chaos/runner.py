@@ -17,6 +17,7 @@ from typing import Any
 from unlost.broker.management import Management
 from unlost.chaos import checker
 from unlost.chaos.checker import Checker, Judgement
+from unlost.chaos.clock import OFFSET_VARIABLE, find_faketime, offset_ns, run_clock
 from unlost.chaos.crew import Command, Crew
 from unlost.chaos.declare import MANAGEMENT_VARIABLE
 from unlost.chaos.drain import record_residue, wait_until_drained
@@ -123,7 +124,17 @@ class Place:
         """Return what nemeses may need and this place has."""
         everything = frozenset({"kill", "restart", "pause", "control", "cluster"})
         of_broker = everything if self.cluster else self.broker.can if self.broker else frozenset()
-        return of_broker | ({"store"} if self.store else frozenset())
+        store = frozenset({"store"} if self.store else ())
+        return of_broker | store | ({"faketime"} if find_faketime() else frozenset())
+
+    def describe(self) -> str:
+        """Return version, provider and number of the nodes."""
+        node = self.cluster.nodes[0] if self.cluster else self.broker
+        if node is None:
+            return "unknown"
+        version = ".".join(map(str, node.version))
+        nodes = len(self.cluster.nodes) if self.cluster else 1
+        return f"{version} ({node.provider}, {nodes} node{'s' if nodes > 1 else ''})"
 
     def log_tail(self) -> str:
         """Return the end of the log of each node."""
@@ -138,7 +149,7 @@ class Progress:
     phase: str
     published: int
     messages: int
-    kills: int
+    faults: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,6 +188,7 @@ class Run:
         self._logs = folder / "logs"
         self._on_progress = on_progress
         self._published = 0
+        self._offset = offset_ns()
         self._conductor: Conductor | None = None
         self.schedule = Schedule.draw(plan.nemeses, plan.seed, plan.span)
         self._logs.mkdir(parents=True)
@@ -189,7 +201,8 @@ class Run:
         """
         letters = [*self._plan.letters, *self._declare()]
         declared = time.monotonic()
-        with self._links() as links, Recorder(fresh_file(self._history, "run")) as recorder:
+        file, now = fresh_file(self._history, "run"), run_clock(self._offset)
+        with self._links() as links, Recorder(file, now_ns=now) as recorder:
             recorder.record("run", "info", "schedule", **self.schedule.to_json())
             crew = self._crew(links)
             with crew:
@@ -229,7 +242,11 @@ class Run:
     def _command(self, links: Mapping[str, Link], whose: str = "") -> Command:
         vhost, plan = self._place.vhost, self._plan
         url = links[whose].url if whose in links else vhost.amqp_url.split(";", 1)[0]
-        ours = {BROKER_VARIABLE: url, MANAGEMENT_VARIABLE: self._management_url}
+        ours = {
+            BROKER_VARIABLE: url,
+            MANAGEMENT_VARIABLE: self._management_url,
+            OFFSET_VARIABLE: str(self._offset),
+        }
         store = links["store"].url if "store" in links else self._place.store_url
         ours |= {STORE_VARIABLE: store} if store else {}
         kept = {name: value for name, value in plan.environment.items() if name not in FOREIGN_VARIABLES}
@@ -266,7 +283,14 @@ class Run:
     def _crew(self, links: Mapping[str, Link]) -> Crew:
         plan = self._plan
         command = self._command(links, "worker")
-        return Crew(command, size=plan.workers, concurrency=plan.concurrency, logs=self._logs)
+        skewed = any("faketime" in nemesis.needs for nemesis in plan.nemeses)
+        return Crew(
+            command,
+            size=plan.workers,
+            concurrency=plan.concurrency,
+            logs=self._logs,
+            faketime=find_faketime() if skewed else None,
+        )
 
     @contextmanager
     def _injuring(self, crew: Crew, links: Mapping[str, Link], recorder: Recorder) -> Iterator[None]:
@@ -339,7 +363,7 @@ class Run:
                 phase=phase,
                 published=self._published,
                 messages=self._plan.messages,
-                kills=self._conductor.strikes if self._conductor else 0,
+                faults=self._conductor.strikes if self._conductor else 0,
             )
         )
 

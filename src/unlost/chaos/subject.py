@@ -9,6 +9,7 @@ import click
 from celery import Celery
 from kombu import Connection
 
+from unlost.chaos.clock import OFFSET_VARIABLE
 from unlost.chaos.workload import load_attribute
 from unlost.errors import HarnessError
 
@@ -24,6 +25,11 @@ FOREIGN_VARIABLES = ("CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE_URL")
 def broker_option(command: F) -> F:
     """Give a command the URL of the run's broker, from the environment: it holds a password."""
     return click.option("--broker", envvar=BROKER_VARIABLE, required=True, hidden=True)(command)
+
+
+def clock_option(command: F) -> F:
+    """Give a command the offset of the run's clock, from the environment."""
+    return click.option("--clock", type=int, envvar=OFFSET_VARIABLE, required=True, hidden=True)(command)
 
 
 def load_app(path: str, broker: str) -> Celery:

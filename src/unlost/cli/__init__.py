@@ -6,6 +6,7 @@ from unlost.cli.lazy import LazyGroup
 
 # Name: (where it lives, one line for --help, which must not import it).
 _COMMANDS = {
+    "chaos": ("unlost.cli.chaos:chaos", "Injure an application under load and judge what came of it."),
     "claims": ("unlost.cli.claims:claims", "Remove stored payloads that no message needs any more."),
     "demo": ("unlost.cli.demo:demo", "Kill workers and the broker under load and judge what came of it."),
     "dlq": ("unlost.cli.dlq:dlq", "See dead letters, understand them, and send them back."),

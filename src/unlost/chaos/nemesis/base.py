@@ -115,7 +115,7 @@ class Nemesis(ABC):
     Attributes:
         name: What its operations are called in the history.
         needs: What it can only be used with: ``control``, ``kill``, ``pause`` or ``restart`` of a broker,
-            ``cluster``, ``store``, ``links``.
+            ``cluster``, ``store``, ``faketime``.
     """
 
     every: timedelta | None = None

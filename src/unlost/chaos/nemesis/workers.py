@@ -74,6 +74,35 @@ class StopWorkers(Nemesis):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClockSkew(Nemesis):
+    """The wall clock of one worker is wrong for a while, ahead or behind; its monotonic clock is not.
+
+    Args:
+        by: How far, in either direction.
+    """
+
+    by: timedelta = timedelta(minutes=2)
+    lasting: timedelta = timedelta(seconds=5)
+
+    name: ClassVar[str] = "skew_clock"
+    needs: ClassVar[frozenset[str]] = frozenset({"faketime"})
+
+    def kinds(self) -> Sequence[str]:
+        """Return both directions."""
+        return ("ahead", "behind")
+
+    def strike(self, injury: Injury, scene: Scene) -> None:
+        """Set it wrong, let it last, set it right."""
+        worker = injury.choose(scene.crew.names)
+        with scene.outage(self.name, target=worker, ahead=injury.what):
+            scene.crew.set_ahead(worker, self.by if injury.what == "ahead" else -self.by)
+            try:
+                scene.last(self.lasting)
+            finally:
+                scene.crew.set_ahead(worker, timedelta(0))
+
+
+@dataclass(frozen=True, kw_only=True)
 class OutOfMemory(Nemesis):
     """Lets a pool child get no more memory: what it does next ends in ``MemoryError`` or in its death."""
 
