@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
@@ -17,11 +17,14 @@ from unlost.broker.management import Management
 from unlost.chaos.checker import Verdict
 from unlost.chaos.clock import OFFSET_VARIABLE, offset_ns
 from unlost.chaos.demo import example_home
-from unlost.chaos.nemesis import KillBroker, KillWorkers
+from unlost.chaos.nemesis import FillQueue, KillBroker, KillWorkers, LoseBinding
 from unlost.chaos.report import explain
 from unlost.chaos.runner import Place, Plan, Result, Run
+from unlost.config import Guarantee
 from unlost.testing.brokers import Broker, Vhost
 from unlost.topology.model import Topology
+
+ROOT = Path(__file__).parents[2]
 
 #: A mutated run that happens to hurt nobody is repeated with other kills.
 TRIES = 3
@@ -46,7 +49,7 @@ def run(broker: Broker, folder: Path, without: str = "", seed: int = 1, **plan: 
     with broker.fresh_vhost() as vhost:
         chosen = Plan(
             app=APP,
-            workload=WORKLOAD,
+            workload=plan.pop("workload", WORKLOAD),
             options=plan.pop("options", {}),
             environment=environment(vhost, folder, without),
             seed=seed,
@@ -74,7 +77,7 @@ def environment(vhost: Vhost, folder: Path, without: str = "") -> dict[str, str]
     """Return the environment of the shop's clients and workers."""
     return {
         **os.environ,
-        "PYTHONPATH": str(example_home().code),
+        "PYTHONPATH": f"{example_home().code}:{ROOT}",
         "CELERY_BROKER_URL": vhost.amqp_url,
         "UNLOST_STORE": store_in(folder),
         "UNLOST_CONNECT_PATIENCE": "60",
@@ -89,6 +92,22 @@ KILLS: dict[str, Any] = {
     "rate": 12.0,
     "nemeses": [KillWorkers(every=timedelta(milliseconds=700))],
     "options": {"work_ms": 40, "linger_ms": 60, "declined_every": 20, "flaky_every": 10},
+}
+
+#: A binding is lost for a while, twice.
+UNBOUND: dict[str, Any] = {
+    "messages": 120,
+    "rate": 12.0,
+    "nemeses": [LoseBinding(times=2, lasting=timedelta(seconds=2)), KillWorkers(every=timedelta(seconds=2))],
+    "options": {"work_ms": 40},
+}
+
+#: Every order waits on the delay path once, and comes back to queues that are full for a while.
+FULL: dict[str, Any] = {
+    "messages": 120,
+    "rate": 15.0,
+    "nemeses": [FillQueue(queue="shop.payments", times=2, lasting=timedelta(seconds=3))],
+    "options": {"work_ms": 60, "flaky_every": 1},
 }
 
 BURST: dict[str, Any] = {
@@ -112,11 +131,19 @@ def _end(log: Path, lines: int = 120) -> str:
     return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
 
 
+def _mutated(without: str, plan: dict[str, Any]) -> dict[str, Any]:
+    """Switch a guarantee off by its setting, or, where there is none, by a patch."""
+    if without in get_args(Guarantee):
+        return {**plan, "without": without}
+    options = {**plan.get("options", {}), "without": without}
+    return {**plan, "workload": "tests.support.mutations:Mutated", "options": options}
+
+
 def assert_becomes_invalid(broker: Broker, folder: Path, without: str, kind: str, **plan: Any) -> None:
     """Check that a run without a guarantee is judged invalid, with this kind of anomaly."""
     seen = []
     for seed in range(1, TRIES + 1):
-        result = run(broker, folder / f"seed-{seed}", without=without, seed=seed, **plan)
+        result = run(broker, folder / f"seed-{seed}", seed=seed, **_mutated(without, dict(plan)))
         kinds = {anomaly.kind for anomaly in result.judgement.anomalies}
         seen.append((result.judgement.verdict, kinds))
         if result.judgement.verdict is Verdict.INVALID and kind in kinds:

@@ -27,6 +27,7 @@ from unlost.chaos import (
     KillWorkers,
     LeaderLoss,
     LinkFault,
+    LoseBinding,
     MemoryAlarm,
     NoBystanders,
     NothingFromNowhere,
@@ -85,6 +86,7 @@ ONE_NODE = {
     "broker-pauses": Scenario(nemeses=[PauseBroker(times=2, lasting=5 * SECOND)], duration=25 * SECOND),
     "alarms": Scenario(nemeses=[MemoryAlarm(times=1), DiskAlarm(times=1), KILLS], duration=25 * SECOND),
     "queue-full": Scenario(nemeses=[FillQueue(times=2), KILLS]),
+    "binding-lost": Scenario(nemeses=[LoseBinding(times=2), KILLS], duration=20 * SECOND),
     "store-dies": Scenario(
         nemeses=[KillStore(times=2), LinkFault(links=("store",), times=4), KILLS],
         store="postgresql",

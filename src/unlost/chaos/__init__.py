@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from unlost.chaos.nemesis import KillWorkers as KillWorkers
     from unlost.chaos.nemesis import LeaderLoss as LeaderLoss
     from unlost.chaos.nemesis import LinkFault as LinkFault
+    from unlost.chaos.nemesis import LoseBinding as LoseBinding
     from unlost.chaos.nemesis import MemoryAlarm as MemoryAlarm
     from unlost.chaos.nemesis import OutOfMemory as OutOfMemory
     from unlost.chaos.nemesis import Partition as Partition
@@ -62,6 +63,7 @@ _NEMESES = (
     "KillWorkers",
     "LeaderLoss",
     "LinkFault",
+    "LoseBinding",
     "MemoryAlarm",
     "OutOfMemory",
     "Partition",

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import ClassVar
 
-from unlost.broker.management import Management, QueueStatus
+from unlost.broker.management import Management
 from unlost.chaos.nemesis.base import Injury, Nemesis, Scene
 from unlost.errors import HarnessError
 from unlost.testing.brokers import Broker
@@ -166,7 +166,7 @@ class FillQueue(Nemesis):
     def strike(self, injury: Injury, scene: Scene) -> None:
         """Set the limit, let it last, take it away."""
         with scene.turn, Management(scene.management_url, scene.vhost.name) as management:
-            queue = self.queue or injury.choose(_refusing(management.queues()))
+            queue = self.queue or injury.choose(_refusing(management))
             limit = OperatorPolicy(
                 name="unlost-chaos-full",
                 pattern=f"^{queue.replace('.', '[.]')}$",
@@ -182,10 +182,48 @@ class FillQueue(Nemesis):
                     management.delete(limit)
 
 
-def _refusing(queues: list[QueueStatus]) -> list[str]:
+@dataclass(frozen=True, kw_only=True)
+class LoseBinding(Nemesis):
+    """An operator removes the binding of a work queue by mistake, and puts it back.
+
+    Args:
+        queue: Which; one of the work queues when not given.
+    """
+
+    queue: str | None = None
+
+    name: ClassVar[str] = "lose_binding"
+
+    def strike(self, injury: Injury, scene: Scene) -> None:
+        """Remove it, let it last, put it back."""
+        with scene.turn, Management(scene.management_url, scene.vhost.name) as management:
+            queue = self.queue or injury.choose(_refusing(management))
+            # The binding for what is published to it; the delay path's has another key.
+            lost = [
+                each
+                for each in management.bindings()
+                if each.destination == queue and each.routing_key == queue
+            ]
+            with scene.outage(self.name, target=queue):
+                for binding in lost:
+                    management.delete(binding)
+                try:
+                    scene.last(self.lasting)
+                finally:
+                    for binding in lost:
+                        management.put(binding)
+
+
+def _refusing(management: Management) -> list[str]:
     """Return the names of the work queues that refuse when they are full."""
+    policies = {policy.name: policy.definition for policy in management.policies()}
+    # The delay path's queues refuse, too, but nobody publishes to them by their name.
+    named = {binding.routing_key for binding in management.bindings()}
     return sorted(
         queue.declared.name
-        for queue in queues
-        if (queue.effective_policy or {}).get("overflow") == "reject-publish"
+        for queue in management.queues()
+        # Before 4.1 the broker does not tell the merged policy.
+        if (queue.effective_policy or policies.get(queue.policy or "", {})).get("overflow")
+        == "reject-publish"
+        and queue.declared.name in named
     )
