@@ -3,7 +3,7 @@ VENV ?= .venv
 READY := $(VENV)/.installed
 BIN := $(VENV)/bin
 
-.PHONY: demo demo-plain test chaos matrix bench-publish bench-idempotency check lock image broker stores clean help
+.PHONY: demo demo-plain test chaos chaos-core record matrix bench-publish bench-idempotency check lock image broker stores clean help
 
 help: ## Say what there is.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:[^#]*## /\t/' | expand -t 14
@@ -37,6 +37,17 @@ bench-idempotency: $(READY) broker stores ## What the ledger costs against plain
 
 matrix: $(READY) broker stores ## Run all tests that need a broker on every broker that can be had.
 	@$(BIN)/pytest --every-broker --numprocesses=3 --dist=loadfile tests/integration tests/system $(ARGS)
+	@$(MAKE) --no-print-directory chaos-core
+	@UNLOST_RABBITMQ_IMAGE=unlost/rabbitmq:4.0 $(BIN)/pytest -m long -k 'core and docker' tests/system/test_scenarios.py
+
+chaos-core: $(READY) broker ## The scenarios that every release must survive, with fixed seeds; a few minutes.
+	@$(BIN)/pytest -m long -k core tests/system/test_scenarios.py $(ARGS)
+
+record: $(READY) broker ## Append a run to the record of long runs in docs/evidence; MINUTES=5 SEED=1.
+	@PYTHONPATH=examples $(BIN)/unlost chaos run --app shop.app:app --workload shop.workload:Reservations \
+	    --minutes $(or $(MINUTES),5) --seed $(or $(SEED),1) --rate $(or $(RATE),150) --threads 4 --workers 2 \
+	    --nemesis KillWorkers:every=1.5 --nemesis KillBroker:every=75,lasting=1 --nemesis CloseConnections:every=60 \
+	    --record docs/evidence/chaos.jsonl $(ARGS)
 
 check: $(READY) ## Lint, types and layers only.
 	@$(BIN)/pytest tests/unit/test_architecture.py $(ARGS)

@@ -31,7 +31,8 @@ app = Celery("shop")
 runtime = unlost.install(
     app, topology=TOPOLOGY if TOPOLOGY.is_dir() else Path(__file__).parents[2] / "topology"
 )
-create_tables(runtime.engine)
+engine = runtime.engine
+create_tables(engine)
 
 
 class ChargeCard(unlost.ReliableTask):

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
-from functools import cached_property
 from importlib import import_module
 from typing import Any
 
-from sqlalchemy import Engine, create_engine
-
 from shop.orders import STEPS, Order, read_effects
+from unlost.chaos.workload import Workload
 
 _TASKS = dict(zip(("shop.charge_card", "shop.reserve_stock", "shop.send_receipt"), STEPS, strict=True))
 
 
-class Orders:
+@dataclass(frozen=True, kw_only=True)
+class Orders(Workload):
     """Orders on the reliable shop, or on the plain one.
 
     Args:
-        store: URL of the database that holds the effects.
         plain: Whether to use plain Celery.
         work_ms: How long each step works before its effect.
         linger_ms: How long each step goes on after its effect.
@@ -27,36 +26,23 @@ class Orders:
         flaky_every: Every so many orders the bank answers only the second time; 0 for never.
     """
 
-    per_message = len(STEPS)
-
-    def __init__(
-        self,
-        *,
-        store: str,
-        plain: bool = False,
-        work_ms: int = 10,
-        linger_ms: int = 0,
-        declined_every: int = 0,
-        flaky_every: int = 0,
-    ) -> None:
-        self.app = "shop.plain:app" if plain else "shop.app:app"
-        self._store = store
-        self._work = timedelta(milliseconds=work_ms)
-        self._linger = timedelta(milliseconds=linger_ms)
-        self._declined_every = declined_every
-        self._flaky_every = flaky_every
+    plain: bool = False
+    work_ms: int = 10
+    linger_ms: int = 0
+    declined_every: int = 0
+    flaky_every: int = 0
 
     def publish(self, number: int) -> None:
         """Place order ``number``."""
-        import_module(self.app.partition(":")[0]).place(self._order(number))
+        self._shop.place(self._order(number))
 
     def _order(self, number: int) -> Order:
         return Order(
             order_id=number,
-            work=self._work,
-            linger=self._linger,
-            declined=_is_nth(number, self._declined_every),
-            flaky=_is_nth(number, self._flaky_every),
+            work=timedelta(milliseconds=self.work_ms),
+            linger=timedelta(milliseconds=self.linger_ms),
+            declined=_is_nth(number, self.declined_every),
+            flaky=_is_nth(number, self.flaky_every),
         )
 
     def promises(self, number: int) -> list[str]:
@@ -76,12 +62,37 @@ class Orders:
 
     def effects(self) -> Iterator[tuple[str, int]]:
         """Return all effects."""
-        for order_id, step, time_ns in read_effects(self._engine):
+        for order_id, step, time_ns in read_effects(self._shop.engine):
             yield f"{order_id}/{step}", time_ns
 
-    @cached_property
-    def _engine(self) -> Engine:
-        return create_engine(self._store)
+    @property
+    def _shop(self) -> Any:
+        return import_module("shop.plain" if self.plain else "shop.app")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reservations(Workload):
+    """Orders of which only the stock is reserved: one message, one effect, for long runs.
+
+    Args:
+        work_ms: How long each works before its effect.
+    """
+
+    work_ms: int = 5
+
+    def publish(self, number: int) -> None:
+        """Reserve the goods of order ``number``."""
+        order = Order(order_id=number, work=timedelta(milliseconds=self.work_ms))
+        import_module("shop.app").reserve_stock.delay(**order.model_dump(mode="json"))
+
+    def value_of(self, task: str, _args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
+        """Return the order that a task reserves for."""
+        return str(kwargs["order_id"]) if task == "shop.reserve_stock" else None
+
+    def effects(self) -> Iterator[tuple[str, int]]:
+        """Return all reservations."""
+        for order_id, _, time_ns in read_effects(import_module("shop.app").engine):
+            yield str(order_id), time_ns
 
 
 def _is_nth(number: int, every: int) -> bool:

@@ -19,7 +19,6 @@ from pydantic import BaseModel
 
 import unlost
 from tests.support.apps import LEVELS, OTHER, WORK, close, declare, reliable_app, shop
-from tests.support.proxy import MuteProxy
 from tests.support.publishing import BRIEFLY, PATIENCE, QUEUE, declare_queue, drained, ids, message, publisher
 from tests.support.raw_amqp import get, open_channel
 from unlost import errors
@@ -33,6 +32,7 @@ from unlost.tasks.attempt import Attempt
 from unlost.tasks.bulk import Bulk
 from unlost.tasks.runtime import runtime_of
 from unlost.testing.brokers import Vhost
+from unlost.testing.proxy import MuteProxy
 from unlost.testing.waiting import wait_until
 from unlost.topology import naming
 

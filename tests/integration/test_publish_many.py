@@ -15,7 +15,6 @@ from typing import Any
 import amqp
 import pytest
 
-from tests.support.proxy import MuteProxy
 from tests.support.publishing import (
     BRIEFLY,
     PATIENCE,
@@ -26,7 +25,6 @@ from tests.support.publishing import (
     message,
     publisher,
 )
-from tests.support.rabbitmqctl import memory_alarm
 from tests.support.raw_amqp import open_channel
 from unlost import errors
 from unlost.broker.management import Management
@@ -34,6 +32,8 @@ from unlost.broker.window import Published
 from unlost.core.message import Outgoing
 from unlost.core.outcome import Outcome
 from unlost.testing.brokers import Broker, Vhost
+from unlost.testing.brokers.alarms import memory_alarm
+from unlost.testing.proxy import MuteProxy
 from unlost.testing.waiting import wait_until
 
 OK, FAILED, UNKNOWN = Outcome.OK, Outcome.FAILED, Outcome.UNKNOWN

@@ -20,7 +20,6 @@ from typing import Any
 import pytest
 from kombu.exceptions import OperationalError
 
-from tests.support.proxy import MuteProxy
 from tests.support.publishing import (
     BRIEFLY,
     PATIENCE,
@@ -34,7 +33,6 @@ from tests.support.publishing import (
     wait_for_leader,
     with_password,
 )
-from tests.support.rabbitmqctl import memory_alarm
 from tests.support.raw_amqp import open_channel
 from unlost import errors
 from unlost.broker.errors import BrokerUnavailable, ConfirmUnknown
@@ -42,7 +40,9 @@ from unlost.broker.management import Management
 from unlost.broker.publisher import Publisher
 from unlost.core.message import Outgoing
 from unlost.testing.brokers import Broker, Vhost
+from unlost.testing.brokers.alarms import memory_alarm
 from unlost.testing.brokers.endpoint import parse_endpoint
+from unlost.testing.proxy import MuteProxy
 from unlost.testing.waiting import wait_until
 
 THREADS = 4

@@ -8,18 +8,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from unlost.broker.apply import apply
 from unlost.broker.management import Management
 from unlost.chaos.checker import Verdict
-from unlost.chaos.demo import example_home, letters_of
+from unlost.chaos.clock import OFFSET_VARIABLE, offset_ns
+from unlost.chaos.demo import example_home
+from unlost.chaos.nemesis import FillQueue, KillBroker, KillWorkers, LoseBinding
 from unlost.chaos.report import explain
-from unlost.chaos.runner import Plan, Result, Run
+from unlost.chaos.runner import Place, Plan, Result, Run
+from unlost.config import Guarantee
 from unlost.testing.brokers import Broker, Vhost
 from unlost.topology.model import Topology
+
+ROOT = Path(__file__).parents[2]
 
 #: A mutated run that happens to hurt nobody is repeated with other kills.
 TRIES = 3
@@ -34,23 +39,23 @@ def shop_is_importable(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         del sys.modules[name]
 
 
+APP = "shop.app:app"
 WORKLOAD = "shop.workload:Orders"
 
 
 def run(broker: Broker, folder: Path, without: str = "", seed: int = 1, **plan: Any) -> Result:
     """Run the shop under faults and judge it."""
     folder.mkdir()
-    options = {"store": store_in(folder), **plan.pop("options", {})}
-    with declared_vhost(broker) as (vhost, topology):
+    with broker.fresh_vhost() as vhost:
         chosen = Plan(
-            workload=WORKLOAD,
-            options=options,
+            app=APP,
+            workload=plan.pop("workload", WORKLOAD),
+            options=plan.pop("options", {}),
             environment=environment(vhost, folder, without),
-            letters=letters_of(topology),
             seed=seed,
             **plan,
         )
-        return Run(chosen, broker, vhost, folder)()
+        return Run(chosen, Place(vhost=vhost, broker=broker, store_url=store_in(folder)), folder)()
 
 
 @contextmanager
@@ -72,10 +77,11 @@ def environment(vhost: Vhost, folder: Path, without: str = "") -> dict[str, str]
     """Return the environment of the shop's clients and workers."""
     return {
         **os.environ,
-        "PYTHONPATH": str(example_home().code),
+        "PYTHONPATH": f"{example_home().code}:{ROOT}",
         "CELERY_BROKER_URL": vhost.amqp_url,
         "UNLOST_STORE": store_in(folder),
         "UNLOST_CONNECT_PATIENCE": "60",
+        OFFSET_VARIABLE: str(offset_ns()),
         "UNLOST_LEASE": "6",
         "UNLOST_DANGEROUSLY_WITHOUT": without,
     }
@@ -84,17 +90,31 @@ def environment(vhost: Vhost, folder: Path, without: str = "") -> dict[str, str]
 KILLS: dict[str, Any] = {
     "messages": 80,
     "rate": 12.0,
-    "kill_every": timedelta(milliseconds=700),
-    "restart_broker_at": None,
+    "nemeses": [KillWorkers(every=timedelta(milliseconds=700))],
     "options": {"work_ms": 40, "linger_ms": 60, "declined_every": 20, "flaky_every": 10},
+}
+
+#: A binding is lost for a while, twice.
+UNBOUND: dict[str, Any] = {
+    "messages": 120,
+    "rate": 12.0,
+    "nemeses": [LoseBinding(times=2, lasting=timedelta(seconds=2)), KillWorkers(every=timedelta(seconds=2))],
+    "options": {"work_ms": 40},
+}
+
+#: Every order waits on the delay path once, and comes back to queues that are full for a while.
+FULL: dict[str, Any] = {
+    "messages": 120,
+    "rate": 15.0,
+    "nemeses": [FillQueue(queue="shop.payments", times=2, lasting=timedelta(seconds=3))],
+    "options": {"work_ms": 60, "flaky_every": 1},
 }
 
 BURST: dict[str, Any] = {
     "messages": 600,
     "rate": 100.0,
     "client_threads": 4,
-    "kill_every": timedelta(seconds=1),
-    "restart_broker_at": 0.6,
+    "nemeses": [KillWorkers(every=timedelta(seconds=1)), KillBroker(times=1, lasting=timedelta(0))],
     # Bodies that take most of a child's time, so that some kill certainly hits one.
     "options": {"work_ms": 40},
 }
@@ -111,11 +131,19 @@ def _end(log: Path, lines: int = 120) -> str:
     return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
 
 
+def _mutated(without: str, plan: dict[str, Any]) -> dict[str, Any]:
+    """Switch a guarantee off by its setting, or, where there is none, by a patch."""
+    if without in get_args(Guarantee):
+        return {**plan, "without": without}
+    options = {**plan.get("options", {}), "without": without}
+    return {**plan, "workload": "tests.support.mutations:Mutated", "options": options}
+
+
 def assert_becomes_invalid(broker: Broker, folder: Path, without: str, kind: str, **plan: Any) -> None:
     """Check that a run without a guarantee is judged invalid, with this kind of anomaly."""
     seen = []
     for seed in range(1, TRIES + 1):
-        result = run(broker, folder / f"seed-{seed}", without=without, seed=seed, **plan)
+        result = run(broker, folder / f"seed-{seed}", seed=seed, **_mutated(without, dict(plan)))
         kinds = {anomaly.kind for anomaly in result.judgement.anomalies}
         seen.append((result.judgement.verdict, kinds))
         if result.judgement.verdict is Verdict.INVALID and kind in kinds:

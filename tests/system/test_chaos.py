@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from tests.support.shop import (
+    APP,
     BURST,
     KILLS,
     WORKLOAD,
@@ -17,7 +17,6 @@ from tests.support.shop import (
     environment,
     run,
     shop_is_importable,
-    store_in,
 )
 from unlost.chaos.crew import Command, Crew
 from unlost.testing.brokers import Broker
@@ -47,8 +46,9 @@ def test_a_crew_tells_where_its_processes_stand(broker: Broker, tmp_path: Path) 
     """Stacks of parent and children go to the log: what a run that does not drain must tell."""
     with declared_vhost(broker) as (vhost, _):
         command = Command(
+            app=APP,
             workload=WORKLOAD,
-            options=json.dumps({"store": store_in(tmp_path)}),
+            options="{}",
             history=tmp_path / "history",
             environment=environment(vhost, tmp_path),
         )

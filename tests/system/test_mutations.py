@@ -6,10 +6,20 @@ Otherwise the valid verdicts of the runs with all guarantees would prove nothing
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.support.shop import BURST, KILLS, assert_becomes_invalid, shop_is_importable
+from tests.support.shop import (
+    BURST,
+    FULL,
+    KILLS,
+    UNBOUND,
+    assert_becomes_invalid,
+    assert_valid,
+    run,
+    shop_is_importable,
+)
 from unlost.testing.brokers import Broker
 
 pytestmark = [
@@ -35,3 +45,30 @@ def test_without_the_lease_effects_happen_twice(broker: Broker, tmp_path: Path) 
 def test_without_confirms_orders_are_lost_with_the_broker(own_broker: Broker, tmp_path: Path) -> None:
     """What was written to a dying broker's socket counted as published."""
     assert_becomes_invalid(own_broker, tmp_path, "confirms", "lost", **BURST)
+
+
+@pytest.mark.one_broker
+def test_without_rejecting_lost_workers_orders_are_lost(broker: Broker, tmp_path: Path) -> None:
+    """The delivery of a child that was killed is acked."""
+    assert_becomes_invalid(broker, tmp_path, "lost_worker_reject", "lost", **KILLS)
+
+
+@pytest.mark.one_broker
+def test_without_mandatory_orders_are_lost_with_a_binding(broker: Broker, tmp_path: Path) -> None:
+    """What no queue is bound for is confirmed all the same."""
+    assert_becomes_invalid(broker, tmp_path, "mandatory", "lost", **UNBOUND)
+
+
+@pytest.mark.one_broker
+def test_without_at_least_once_dead_lettering_retries_are_lost(broker: Broker, tmp_path: Path) -> None:
+    """A retry whose delay is over comes to a queue that is full, and is dropped."""
+    assert_becomes_invalid(broker, tmp_path, "at_least_once", "lost", **FULL)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("plan", [UNBOUND, FULL], ids=["unbound", "full"])
+def test_with_all_guarantees_the_same_runs_are_valid(
+    broker: Broker, tmp_path: Path, plan: dict[str, Any]
+) -> None:
+    """What the controls above lose is kept."""
+    assert_valid(run(broker, tmp_path / "run", **plan), tmp_path / "run")

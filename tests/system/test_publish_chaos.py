@@ -13,7 +13,6 @@ import amqp
 import pytest
 
 from tests.support.brokers import require
-from tests.support.proxy import DelayingProxy, FlakyProxy
 from tests.support.publish_chaos import Census, judge, load
 from tests.support.publishing import (
     BRIEFLY,
@@ -25,12 +24,13 @@ from tests.support.publishing import (
     publisher,
     wait_for_leader,
 )
-from tests.support.rabbitmqctl import memory_alarm, rabbitmqctl
 from tests.support.raw_amqp import open_channel
 from unlost import errors
 from unlost.broker.management import Management
 from unlost.testing.brokers import Broker, DockerCluster, Vhost, docker_cluster
+from unlost.testing.brokers.alarms import memory_alarm
 from unlost.testing.brokers.cluster import ClusterNode
+from unlost.testing.proxy import DelayingProxy, FlakyProxy
 from unlost.testing.waiting import wait_until
 
 pytestmark = pytest.mark.system
@@ -152,8 +152,8 @@ def kill(broker: Broker, vhost: Vhost) -> None:
 
 def restart(broker: Broker, vhost: Vhost) -> None:
     """Stop RabbitMQ in an orderly way and start it again."""
-    rabbitmqctl(broker, "stop_app")
-    rabbitmqctl(broker, "start_app")
+    broker.rabbitmqctl("stop_app")
+    broker.rabbitmqctl("start_app")
     with Management(vhost.management_url, vhost.name) as management:
         wait_for_leader(management)
 

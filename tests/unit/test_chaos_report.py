@@ -36,6 +36,7 @@ PASSED = Figures(
     dead_lettered=1,
     kills=1,
     broker_restarts=1,
+    faults=2,
     slowest_recovery_s=1.25,
     verdict=Verdict.VALID,
 )
@@ -114,13 +115,14 @@ def test_the_line_for_machines_holds_exactly_the_figures() -> None:
         ("dead_lettered", 1),
         ("kills", 1),
         ("broker_restarts", 1),
+        ("faults", 2),
         ("slowest_recovery_s", 1.25),
         ("verdict", "valid"),
     ]
 
 
 @pytest.mark.parametrize(
-    ("verdict", "lost", "duplicates", "kills", "status"),
+    ("verdict", "lost", "duplicates", "faults", "status"),
     [
         (Verdict.VALID, 0, 0, 1, 0),
         (Verdict.VALID, 0, 0, 0, 3),
@@ -132,9 +134,9 @@ def test_the_line_for_machines_holds_exactly_the_figures() -> None:
         (Verdict.UNKNOWN, 0, 1, 1, 1),
     ],
 )
-def test_exit_status(verdict: Verdict, lost: int, duplicates: int, kills: int, status: int) -> None:
-    """0 only for a valid run with kills and without losses or duplicates; 1 for an anomaly; else 3."""
-    shown = replace(PASSED, verdict=verdict, lost=lost, duplicate_effects=duplicates, kills=kills)
+def test_exit_status(verdict: Verdict, lost: int, duplicates: int, faults: int, status: int) -> None:
+    """0 only for a valid run with faults and without losses or duplicates; 1 for an anomaly; else 3."""
+    shown = replace(PASSED, verdict=verdict, lost=lost, duplicate_effects=duplicates, faults=faults)
     assert exit_status(shown) == status
 
 
@@ -154,7 +156,7 @@ def test_the_table_shows_every_figure() -> None:
     assert cells["duplicate effects"] == "0"
     assert cells["slowest recovery"] == "1.25 s"
     assert cells["verdict"] == "valid"
-    assert len(cells) == 11
+    assert len(cells) == 12
 
 
 def test_the_table_shows_what_could_not_be_measured() -> None:
@@ -169,8 +171,8 @@ def test_the_table_marks_what_speaks_against_a_pass() -> None:
     """A loss and a verdict that is not valid are red; the same figures of a good run are not."""
     good = [row.style for row in table(PASSED, "").rows]
     bad = [row.style for row in table(replace(PASSED, lost=1, verdict=Verdict.UNKNOWN), "").rows]
-    assert (good[4], good[10]) == (None, "bold green")
-    assert (bad[4], bad[10]) == ("red", "bold red")
+    assert (good[4], good[11]) == (None, "bold green")
+    assert (bad[4], bad[11]) == ("red", "bold red")
 
 
 def test_a_run_that_passed_has_nothing_to_explain() -> None:

@@ -117,7 +117,7 @@ def test_an_outage_is_one_fault() -> None:
 @pytest.mark.parametrize("types", [("info", "ok"), ("ok", "info")])
 def test_an_outage_of_no_length_is_one_fault(types: tuple[str, str]) -> None:
     """An outage that began and ended at the same time is one fault, in whatever order it was merged."""
-    assert len(faults(history("\n".join(f"1 {kind} {kind} restart_broker" for kind in types)))) == 1
+    assert len(faults(history("\n".join(f"1 nemesis {kind} restart_broker" for kind in types)))) == 1
 
 
 def test_a_kill_that_found_nobody_is_no_fault() -> None:

@@ -14,7 +14,9 @@ from pathlib import Path
 
 import click
 
+from unlost.chaos.clock import run_clock
 from unlost.chaos.history import OpType, Recorder, fresh_file
+from unlost.chaos.subject import broker_option, clock_option, load_app
 from unlost.chaos.workload import Workload, make
 from unlost.errors import AccessRefused, BrokerUnavailable, Refused, Unroutable
 
@@ -23,14 +25,28 @@ _PROVED = (Unroutable, Refused, BrokerUnavailable, AccessRefused)
 
 
 @click.command()
+@click.option("--app", required=True)
 @click.option("--workload", "path", required=True)
 @click.option("--options", default="{}")
 @click.option("--history", type=click.Path(path_type=Path), required=True)
 @click.option("--messages", type=int, required=True)
 @click.option("--rate", type=float, default=0.0, help="Messages a second; 0 is as fast as they go.")
 @click.option("--threads", type=int, default=1)
-def main(path: str, options: str, history: Path, messages: int, rate: float, threads: int) -> None:
+@broker_option
+@clock_option
+def main(
+    app: str,
+    path: str,
+    options: str,
+    history: Path,
+    messages: int,
+    rate: float,
+    threads: int,
+    broker: str,
+    clock: int,
+) -> None:
     """Publish the workload's messages."""
+    load_app(app, broker)
     workload = make(path, json.loads(options))
     numbers = iter(_paced(messages, rate))
     lock = threading.Lock()
@@ -43,7 +59,8 @@ def main(path: str, options: str, history: Path, messages: int, rate: float, thr
                 return
             publish_one(workload, recorder, name, number)
 
-    with Recorder(fresh_file(history, "client")) as recorder:
+    with Recorder(fresh_file(history, "client"), now_ns=run_clock(clock)) as recorder:
+        recorder.record("client", "info", "workload", per_message=len(workload.promises(0)))
         crew = [threading.Thread(target=run, args=(f"client-{i}",)) for i in range(threads)]
         for thread in crew:
             thread.start()

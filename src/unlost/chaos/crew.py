@@ -7,9 +7,9 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import IO, Any
 
 import psutil
 
+from unlost.chaos import clock, waker
 from unlost.errors import HarnessError
 from unlost.testing.waiting import wait_until
 
@@ -31,18 +32,36 @@ CHECK_EVERY = timedelta(milliseconds=200)
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """How to start the processes of a run: secrets travel in the environment, never as arguments."""
+    """How to start the processes of a run: secrets travel in the environment, never as arguments.
 
+    Attributes:
+        app: Import path of the Celery app.
+        workload: Import path of the workload's class.
+        options: Its fields, as JSON.
+        history: Folder of the history.
+        environment: Of the process.
+    """
+
+    app: str
     workload: str
     options: str
     history: Path
     environment: Mapping[str, str] = field(repr=False)
 
-    def start(self, module: str, *arguments: str, **popen: Any) -> subprocess.Popen[bytes]:
-        """Start a Python module of the chaos kit in a process group of its own."""
-        command = [sys.executable, "-m", module, "--workload", self.workload, "--options", self.options]
+    def start(
+        self, module: str, *arguments: str, bare: bool = False, **popen: Any
+    ) -> subprocess.Popen[bytes]:
+        """Start a Python module of the chaos kit in a process group of its own.
+
+        Args:
+            module: Its name.
+            *arguments: What it takes beside the fields of this command.
+            bare: It takes nothing but the app.
+            **popen: For ``Popen``.
+        """
+        ours = ["--workload", self.workload, "--options", self.options, "--history", str(self.history)]
         return subprocess.Popen(
-            [*command, "--history", str(self.history), *arguments],
+            [sys.executable, "-m", module, "--app", self.app, *([] if bare else ours), *arguments],
             env=dict(self.environment),
             start_new_session=True,
             **popen,
@@ -57,9 +76,19 @@ class Crew:
         size: How many.
         concurrency: Pool processes of each.
         logs: Folder for their output, one file each.
+        faketime: The library that lets their wall clocks be set; ``None`` leaves them alone.
     """
 
-    def __init__(self, command: Command, *, size: int, concurrency: int, logs: Path) -> None:
+    def __init__(
+        self,
+        command: Command,
+        *,
+        size: int,
+        concurrency: int,
+        logs: Path,
+        faketime: Path | None = None,
+    ) -> None:
+        self._faketime = faketime
         self._command = command
         self._concurrency = concurrency
         self._logs = logs
@@ -102,6 +131,52 @@ class Crew:
             _close(process)
         return pids
 
+    def kill_group(self, name: str) -> list[int]:
+        """SIGKILL a worker's parent and children at once. Returns all of their pids."""
+        pids = [self._processes[name].pid, *self.children(name)]
+        with self._lock:
+            process = self._processes[name]
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            _close(process)
+        return pids
+
+    @contextmanager
+    def stopped(self, name: str) -> Iterator[list[int]]:
+        """SIGSTOP a worker with its children for as long as the block; yields their pids.
+
+        They go on also when this process dies meanwhile, and then end as all workers of a dead run do.
+        """
+        pids = [self._processes[name].pid, *self.children(name)]
+        with subprocess.Popen(
+            [sys.executable, "-I", "-S", waker.__file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={},
+            start_new_session=True,
+        ) as helper:
+            # Its input ends with the block, and so does the stop.
+            _order(helper, f"stop {' '.join(map(str, pids))}")
+            yield pids
+
+    def set_ahead(self, name: str, ahead: timedelta) -> None:
+        """Set the wall clock of a worker and its children ahead, or behind; zero sets it right.
+
+        Raises:
+            HarnessError: The crew was started without libfaketime.
+        """
+        if self._faketime is None:
+            raise HarnessError("clocks can only be set where libfaketime is installed")
+        clock.set_ahead(self._clock_file(name), ahead)
+
+    def _clock_file(self, name: str) -> Path:
+        return self._logs / f"{name}.clock"
+
+    def log_files(self) -> list[Path]:
+        """Return the logs of all workers."""
+        return [path for name in self._names if (path := self._logs / f"{name}.log").exists()]
+
     def tell_stacks(self) -> None:
         """Have every process write to its worker's log where it stands."""
         for name in self._names:
@@ -141,8 +216,12 @@ class Crew:
         return said[-1]
 
     def _start(self, name: str) -> None:
+        command = self._command
+        if self._faketime is not None:
+            variables = clock.faked(self._faketime, self._clock_file(name))
+            command = replace(command, environment={**command.environment, **variables})
         with self._log_file(name) as log, self._lock:
-            self._processes[name] = self._command.start(
+            self._processes[name] = command.start(
                 "unlost.chaos.worker",
                 f"--name={name}",
                 f"--concurrency={self._concurrency}",
@@ -161,6 +240,14 @@ class Crew:
                 if process.poll() not in (None, EXIT_CONFIGURATION):
                     _close(process)
                     self._start(name)
+
+
+def _order(helper: subprocess.Popen[bytes], command: str) -> None:
+    if helper.stdin is None or helper.stdout is None:
+        raise HarnessError("the process that stops workers has no pipes")
+    helper.stdin.write(f"{command}\n".encode())
+    helper.stdin.flush()
+    helper.stdout.readline()
 
 
 def _close(process: subprocess.Popen[bytes]) -> None:

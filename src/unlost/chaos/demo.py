@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 
-from unlost.broker.apply import apply
-from unlost.broker.management import Management
-from unlost.chaos.runner import OnProgress, Plan, Result, Run
+from unlost.chaos.nemesis import KillBroker, KillWorkers
+from unlost.chaos.runner import OnProgress, Place, Plan, Result, Run, without_impossible
 from unlost.errors import ConfigurationError
 from unlost.testing.brokers import Broker, Vhost
-from unlost.topology import naming
-from unlost.topology.model import Topology
 
 WORKLOAD = "shop.workload:Orders"
 
@@ -42,7 +38,7 @@ class Demo:
     environ: Mapping[str, str] = field(repr=False)
 
     def run(self, broker: Broker, vhost: Vhost, folder: Path, on_progress: OnProgress) -> Result:
-        """Apply the topology, run the load under faults, and judge.
+        """Run the load under faults, and judge.
 
         Args:
             broker: Killed once, unless it is somebody else's.
@@ -50,44 +46,28 @@ class Demo:
             folder: An empty folder for store, history and logs.
             on_progress: Told at every step.
         """
-        home = example_home()
-        sys.path.insert(0, str(home.code))
-        topology = Topology.load(home.topology)
-        if not self.plain:
-            with Management(vhost.management_url, vhost.name) as management:
-                apply(topology, management)
-        plan = self._plan(broker, vhost, folder, home, topology)
-        return Run(plan, broker, vhost, folder, on_progress)()
-
-    def _plan(
-        self, broker: Broker, vhost: Vhost, folder: Path, home: ExampleHome, topology: Topology
-    ) -> Plan:
         store = self.store or f"sqlite:///{folder / 'shop.sqlite'}"
+        place = Place(vhost=vhost, broker=broker, store_url=store)
+        return Run(without_impossible(self._plan(), place), place, folder, on_progress)()
+
+    def _plan(self) -> Plan:
+        home = example_home()
         inherited = self.environ.get("PYTHONPATH")
         return Plan(
+            app="shop.plain:app" if self.plain else "shop.app:app",
             workload=WORKLOAD,
-            options={"plain": self.plain, "store": store, "declined_every": 100, "flaky_every": 20},
+            options={"plain": self.plain, "declined_every": 100, "flaky_every": 20},
             environment={
                 **self.environ,
-                "CELERY_BROKER_URL": vhost.amqp_url,
-                "UNLOST_STORE": store,
                 # A broker that is being restarted is no reason to give an order up.
                 "UNLOST_CONNECT_PATIENCE": "60",
                 "PYTHONPATH": ":".join(filter(None, (str(home.code), inherited))),
             },
-            letters=[] if self.plain else letters_of(topology),
+            nemeses=[KillWorkers(every=self.kill_every), KillBroker(times=1, lasting=timedelta(0))],
             messages=self.orders,
             rate=self.rate,
-            kill_every=self.kill_every,
-            restart_broker_at=0.5 if "restart" in broker.can else None,
             seed=self.seed,
         )
-
-
-def letters_of(topology: Topology) -> list[str]:
-    """Return the queues of a topology that hold letters."""
-    dead = [naming.dead_letter_queue_of(queue) for queue in topology.queues]
-    return [*dead, naming.unroutable_queue_of(topology.name)]
 
 
 @dataclass(frozen=True)

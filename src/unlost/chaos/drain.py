@@ -86,23 +86,54 @@ def record_residue(management: Management, letters: Collection[str], recorder: R
 
 
 def record_letters(url: str, queues: Iterable[str], workload: Workload, recorder: Recorder) -> None:
-    """Record every promised effect that a dead letter explains; the letters stay where they are."""
-    for headers, body in _letters(url, queues):
-        args, kwargs, _ = body
-        for value in workload.values_of_letter(headers.get("task", ""), args, kwargs):
-            recorder.record("drain", "ok", "dead", value, reason=headers.get("x-unlost-death-reason"))
+    """Record every promised effect that a dead letter explains; the letters stay where they are.
+
+    Each queue's ``letters`` says how many the broker counted and how many were read.
+    """
+    for queue, (count, letters) in _letters(url, queues):
+        read = 0
+        for headers, body in letters:
+            read += 1
+            _record_letter(headers, body, workload, recorder)
+        recorder.record("drain", "ok", "letters", queue, messages=count, read=read)
 
 
-def _letters(url: str, queues: Iterable[str]) -> Iterator[tuple[dict[str, Any], Any]]:
+def _record_letter(headers: dict[str, Any], body: bytes, workload: Workload, recorder: Recorder) -> None:
+    task = str(headers.get("task", ""))
+    try:
+        args, kwargs, _ = json.loads(body)
+    except ValueError:
+        # A letter that is no task's explains no promise; if it was one, its promise is found missing.
+        recorder.record("drain", "info", "foreign letter", reason=_reason(headers))
+        return
+    own = workload.value_of(task, args, kwargs)
+    for value in workload.values_of_letter(task, args, kwargs):
+        recorder.record("drain", "ok", "dead", value, reason=_reason(headers), own=value == own)
+
+
+def _reason(headers: dict[str, Any]) -> Any:
+    """Return why it died: as unlost says, else as the broker does."""
+    deaths = headers.get("x-death") or [{}]
+    return headers.get("x-unlost-death-reason") or deaths[0].get("reason")
+
+
+def _letters(
+    url: str, queues: Iterable[str]
+) -> Iterator[tuple[str, tuple[int, Iterator[tuple[dict[str, Any], bytes]]]]]:
     """Get all letters unacked; closing the connection puts them back, uncounted where they have no limit."""
     connection = open_connection(Connection(url), connect_timeout=_PATIENCE, patience=_PATIENCE)
     try:
         channel = connection.channel()
         for queue in queues:
-            while (message := channel.basic_get(queue)) is not None:
-                yield message.properties.get("application_headers") or {}, json.loads(message.body)
+            count = channel.queue_declare(queue, passive=True).message_count
+            yield queue, (count, _taken(channel, queue))
     finally:
         connection.close()
+
+
+def _taken(channel: Any, queue: str) -> Iterator[tuple[dict[str, Any], bytes]]:
+    while (message := channel.basic_get(queue)) is not None:
+        yield message.properties.get("application_headers") or {}, message.body
 
 
 def record_effects(workload: Workload, recorder: Recorder) -> None:

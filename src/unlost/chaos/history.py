@@ -16,13 +16,16 @@ The operations that the checkers know, by ``f``:
 ``redrive``        an operator sent the letter back
 ``drain``          the harness emptied the queues; anything but ``ok`` at the end is a crashed drain
 ``residual``       ``ok`` after the drain, ``value`` is a queue, ``extra["messages"]`` what is left in it
+``letters``        ``ok`` for each dead-letter queue: ``extra`` has the broker's count and how many were read
+``workload``       ``extra["per_message"]`` is how many effects one message promises
+``schedule``       what the nemeses were to do, and the seed
 ``kill``           one operation for each kill that struck; ``extra["pids"]`` are the processes it killed
-``restart_broker`` ``info`` when the broker was taken down, ``ok`` when it was back
+(any nemesis)      of process ``nemesis``: ``info`` when it strikes, ``ok`` when that is over
 =================  ==================================================================================
 
 ``value`` names the promised effect, the thing that must happen once, such as ``"17/charge"``.
-Times are wall clock, so processes of one host can be compared; a clock that was set during the run, or
-hosts that disagree, blur the order of events that lie closer together than the error.
+The processes of a run share one clock, which no nemesis can set (:mod:`unlost.chaos.clock`); effects have the
+time that their rows say.
 """
 
 from __future__ import annotations

@@ -6,7 +6,8 @@ Everything here is a value or a rendering of one. Nothing prints.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from rich.table import Table
@@ -39,7 +40,8 @@ class Figures:
         duplicate_effects: Effects that happened once too often.
         dead_lettered: Effects whose message is in a dead-letter queue.
         kills: How many times the nemesis killed processes.
-        broker_restarts: How many times it restarted the broker.
+        broker_restarts: How many times it killed or restarted a broker or a node.
+        faults: How many times it did anything, kills included.
         slowest_recovery_s: Longest time from a fault to the effect of a task it interrupted, in seconds;
             ``None`` if no fault interrupted one.
         verdict: What the checkers said.
@@ -54,6 +56,7 @@ class Figures:
     dead_lettered: int
     kills: int
     broker_restarts: int
+    faults: int
     slowest_recovery_s: float | None
     verdict: Verdict
 
@@ -62,19 +65,30 @@ class Figures:
         return json.dumps(asdict(self))
 
 
-def figures(judgement: Judgement, history: History, per_message: int = 1) -> Figures:
+#: Faults after which a node had to start again.
+RESTARTS = frozenset({"restart_broker", "kill_broker", "kill_node", "leader_loss", "rolling_restart"})
+
+
+def injuries(history: History) -> Mapping[str, int]:
+    """Return how often each nemesis struck, by the name of its operations."""
+    return Counter(op.f for op in faults(history))
+
+
+def figures(judgement: Judgement, history: History, per_message: int | None = None) -> Figures:
     """Count a run.
 
     Args:
         judgement: What the checkers said; only its verdict is used, so that the figures do not depend on
             which of them were asked.
         history: The run.
-        per_message: How many effects each message promises.
+        per_message: How many effects each message promises; as the history says when not given, else 1.
 
     Raises:
         ValueError: ``per_message`` is less than 1.
         HarnessError: The history names no value where there must be one.
     """
+    if per_message is None:
+        per_message = max((int(op.extra["per_message"]) for op in history.of("workload")), default=1)
     if per_message < 1:
         raise ValueError(f"a message promises at least one effect, not {per_message}")
     ends, effects = NothingLost().check(history).figures, EffectsOnce().check(history).figures
@@ -89,7 +103,8 @@ def figures(judgement: Judgement, history: History, per_message: int = 1) -> Fig
         duplicate_effects=int(effects["duplicate_effects"]),
         dead_lettered=int(ends["dead_lettered"]),
         kills=len(faults(history, {"kill"})),
-        broker_restarts=len(faults(history, {"restart_broker"})),
+        broker_restarts=len(faults(history, RESTARTS)),
+        faults=len(faults(history)),
         slowest_recovery_s=None if slowest is None else round(slowest.total_seconds(), 3),
         verdict=judgement.verdict,
     )
@@ -98,11 +113,11 @@ def figures(judgement: Judgement, history: History, per_message: int = 1) -> Fig
 def exit_status(figures: Figures) -> int:
     """Return 0 for a run that passed, 1 for one that found an anomaly, 3 for one that proves nothing.
 
-    A run without a kill proves nothing, whatever its verdict.
+    A run without a fault proves nothing, whatever its verdict.
     """
     if figures.verdict is Verdict.INVALID or figures.lost or figures.duplicate_effects:
         return 1
-    return 0 if figures.verdict is Verdict.VALID and figures.kills else 3
+    return 0 if figures.verdict is Verdict.VALID and figures.faults else 3
 
 
 def table(figures: Figures, title: str) -> Table:

@@ -3,40 +3,56 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
+import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from unlost.broker.management import Management
 from unlost.chaos import checker
-from unlost.chaos.checker import Judgement
+from unlost.chaos.checker import Checker, Judgement
+from unlost.chaos.clock import OFFSET_VARIABLE, find_faketime, offset_ns, run_clock
 from unlost.chaos.crew import Command, Crew
-from unlost.chaos.drain import record_effects, record_letters, record_residue, wait_until_drained
+from unlost.chaos.declare import MANAGEMENT_VARIABLE
+from unlost.chaos.drain import record_residue, wait_until_drained
 from unlost.chaos.history import History, Recorder, fresh_file, load
-from unlost.chaos.nemesis.broker import restart_broker
-from unlost.chaos.nemesis.workers import KillWorkers
+from unlost.chaos.nemesis import Conductor, Nemesis, Scene, Schedule
 from unlost.chaos.report import Figures, figures
-from unlost.chaos.workload import Workload, make
+from unlost.chaos.subject import BROKER_VARIABLE, FOREIGN_VARIABLES
 from unlost.errors import HarnessError
-from unlost.testing.brokers import Broker, Vhost
-
-CHECKERS = (
-    checker.NothingLost(),
-    checker.NothingFromNowhere(),
-    checker.EffectsOnce(),
-    checker.ExclusiveEnd(),
-    checker.Active(),
-)
-
+from unlost.testing.brokers import Broker, DockerCluster, Vhost
+from unlost.testing.proxy import Link
+from unlost.testing.stores import StoreServer
 
 #: RabbitMQ 3.10 may lose the leader of a quorum queue that was declared moments before a SIGKILL.
 GRACE = timedelta(seconds=5)
+
+#: Where unlost finds its store, and where examples and users' apps may look, too.
+STORE_VARIABLE = "UNLOST_STORE"
+
+
+def rules(nemeses: Sequence[Nemesis] = ()) -> tuple[Checker, ...]:
+    """Return the checkers of a run: the promise, and that every nemesis struck a running task."""
+    return (
+        checker.NothingLost(),
+        checker.NothingFromNowhere(),
+        checker.EffectsOnce(),
+        checker.ExclusiveEnd(),
+        checker.Conserved(),
+        checker.NoBystanders(),
+        active(nemeses),
+    )
+
+
+def active(nemeses: Sequence[Nemesis]) -> checker.Active:
+    """Return the rule that a run under these nemeses was not idle."""
+    return checker.Active(frozenset(nemesis.name for nemesis in nemeses))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,34 +60,86 @@ class Plan:
     """What to run.
 
     Attributes:
-        workload: ``module:Class``, importable in the environment.
-        options: Its options.
-        environment: Of clients and workers: broker and store URL among it.
-        letters: Names of the queues that hold letters.
+        app: Import path of the Celery app, ``module:attribute``.
+        workload: Import path of the workload's class, ``module:Class``.
+        options: Its fields.
+        environment: Of clients and workers; the broker and the store are added.
+        nemeses: What injures the system meanwhile.
         messages: How many to publish.
-        rate: Messages a second; 0 is as fast as they go.
+        rate: Messages a second.
         client_threads: How many publish at once.
         workers: Worker processes.
         concurrency: Pool processes of each.
-        kill_every: Mean time between kills; ``None`` for none.
-        restart_broker_at: Part of the messages after which the broker is killed; ``None`` for never.
-        seed: Of the nemesis.
-        patience: For the load, and again for the drain.
+        seed: Of the nemeses.
+        patience: For the load beyond its usual time, and again for the drain.
+        letters: Names of further queues that hold letters, beside those of the app's topology.
     """
 
+    app: str
     workload: str
     options: Mapping[str, Any]
     environment: Mapping[str, str] = field(repr=False)
-    letters: Collection[str]
+    nemeses: Sequence[Nemesis] = ()
     messages: int
-    rate: float = 0.0
+    rate: float
     client_threads: int = 1
     workers: int = 2
     concurrency: int = 2
-    kill_every: timedelta | None = timedelta(seconds=1)
-    restart_broker_at: float | None = 0.5
     seed: int = 1
     patience: timedelta = timedelta(minutes=5)
+    letters: Collection[str] = ()
+
+    @property
+    def span(self) -> timedelta:
+        """Return how long the load takes if nothing holds it up.
+
+        Raises:
+            HarnessError: There is no load.
+        """
+        if self.rate <= 0 or self.messages < 1:
+            raise HarnessError("a run needs messages, and a rate of so many a second")
+        return timedelta(seconds=math.ceil(self.messages / self.rate))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where to run.
+
+    Attributes:
+        vhost: An empty vhost; its URLs are the broker's own.
+        broker: The broker, if it is a single one.
+        cluster: The cluster, if it is one.
+        store: A store server of ours, if there is one.
+        store_url: Of an empty database; ``None`` leaves it to the environment.
+    """
+
+    vhost: Vhost
+    broker: Broker | None = None
+    cluster: DockerCluster | None = None
+    store: StoreServer | None = None
+    store_url: str | None = field(default=None, repr=False)
+
+    @property
+    def can(self) -> frozenset[str]:
+        """Return what nemeses may need and this place has."""
+        everything = frozenset({"kill", "restart", "pause", "control", "cluster"})
+        of_broker = everything if self.cluster else self.broker.can if self.broker else frozenset()
+        store = frozenset({"store"} if self.store else ())
+        return of_broker | store | ({"faketime"} if find_faketime() else frozenset())
+
+    def describe(self) -> str:
+        """Return version, provider and number of the nodes."""
+        node = self.cluster.nodes[0] if self.cluster else self.broker
+        if node is None:
+            return "unknown"
+        version = ".".join(map(str, node.version))
+        nodes = len(self.cluster.nodes) if self.cluster else 1
+        return f"{version} ({node.provider}, {nodes} node{'s' if nodes > 1 else ''})"
+
+    def log_tail(self) -> str:
+        """Return the end of the log of each node."""
+        nodes = self.cluster.nodes if self.cluster else [self.broker] if self.broker else []
+        return "\n".join(f"{node!r}:\n{node.log_tail()}" for node in nodes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +149,7 @@ class Progress:
     phase: str
     published: int
     messages: int
-    kills: int
+    faults: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +159,7 @@ class Result:
     history: History
     judgement: Judgement
     figures: Figures
+    schedule: Schedule
 
 
 OnProgress = Callable[[Progress], None]
@@ -101,29 +170,27 @@ class Run:
 
     Args:
         plan: What to run.
-        broker: The broker, for the nemesis.
-        vhost: Where the messages go.
+        place: Where.
         folder: For history and logs.
         on_progress: Told at every step.
+
+    Raises:
+        HarnessError: The place lacks what a nemesis needs.
     """
 
     def __init__(
-        self,
-        plan: Plan,
-        broker: Broker,
-        vhost: Vhost,
-        folder: Path,
-        on_progress: OnProgress = lambda _: None,
+        self, plan: Plan, place: Place, folder: Path, on_progress: OnProgress = lambda _: None
     ) -> None:
+        _refuse_impossible(plan, place)
         self._plan = plan
-        self._broker = broker
-        self._vhost = vhost
+        self._place = place
         self._history = folder / "history"
         self._logs = folder / "logs"
         self._on_progress = on_progress
         self._published = 0
-        self._nemesis: KillWorkers | None = None
-        self._began = time.monotonic()
+        self._offset = offset_ns()
+        self._conductor: Conductor | None = None
+        self.schedule = Schedule.draw(plan.nemeses, plan.seed, plan.span)
         self._logs.mkdir(parents=True)
 
     def __call__(self) -> Result:
@@ -132,48 +199,118 @@ class Run:
         Raises:
             HarnessError: The rig failed: workers did not start, the load did not end in time.
         """
-        plan = self._plan
-        workload = make(plan.workload, plan.options)
-        with Recorder(fresh_file(self._history, "run")) as recorder, self._crew() as crew:
-            crew.wait_ready()
-            with self._killing(crew, recorder):
-                self._load(recorder)
-            self._tell("draining")
-            self._drain(workload, crew, recorder)
+        letters = [*self._plan.letters, *self._declare()]
+        declared = time.monotonic()
+        file, now = fresh_file(self._history, "run"), run_clock(self._offset)
+        with self._links() as links, Recorder(file, now_ns=now) as recorder:
+            recorder.record("run", "info", "schedule", **self.schedule.to_json())
+            crew = self._crew(links)
+            with crew:
+                crew.wait_ready()
+                time.sleep(max(0.0, declared + GRACE.total_seconds() - time.monotonic()))
+                with self._injuring(crew, links, recorder):
+                    self._load(links)
+                self._tell("draining")
+                self._drain(letters, crew, recorder)
+            self._read(letters)
         self._tell("judging")
         history = load(self._history)
-        judgement = checker.check(history, CHECKERS)
+        judgement = checker.check(history, rules(self._plan.nemeses))
         return Result(
             history=history,
             judgement=judgement,
-            figures=figures(judgement, history, per_message=workload.per_message),
+            figures=figures(judgement, history),
+            schedule=self.schedule,
         )
 
-    def _command(self) -> Command:
+    def _declare(self) -> list[str]:
+        """Apply the app's topology, and return its queues of letters."""
+        self._tell("declaring")
+        command = self._command({}).start(
+            "unlost.chaos.declare",
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            bare=True,
+        )
+        output, errors = command.communicate()
+        (self._logs / "declare.log").write_bytes(errors)
+        if command.returncode:
+            raise HarnessError(f"the app {self._plan.app} cannot be declared: {_end(errors)}")
+        letters: list[str] = json.loads(output.splitlines()[-1])
+        return letters
+
+    def _command(self, links: Mapping[str, Link], whose: str = "") -> Command:
+        vhost, plan = self._place.vhost, self._plan
+        url = links[whose].url if whose in links else vhost.amqp_url.split(";", 1)[0]
+        ours = {
+            BROKER_VARIABLE: url,
+            MANAGEMENT_VARIABLE: self._management_url,
+            OFFSET_VARIABLE: str(self._offset),
+        }
+        store = links["store"].url if "store" in links else self._place.store_url
+        ours |= {STORE_VARIABLE: store} if store else {}
+        kept = {name: value for name, value in plan.environment.items() if name not in FOREIGN_VARIABLES}
         return Command(
-            workload=self._plan.workload,
-            options=json.dumps(dict(self._plan.options)),
+            app=plan.app,
+            workload=plan.workload,
+            options=json.dumps(dict(plan.options)),
             history=self._history,
-            environment=self._plan.environment,
+            environment=kept | ours,
         )
 
-    def _crew(self) -> Crew:
-        plan = self._plan
-        return Crew(self._command(), size=plan.workers, concurrency=plan.concurrency, logs=self._logs)
+    @property
+    def _management_url(self) -> str:
+        cluster = self._place.cluster
+        return cluster.management_url if cluster else self._place.vhost.management_url
 
     @contextmanager
-    def _killing(self, crew: Crew, recorder: Recorder) -> Iterator[None]:
-        if self._plan.kill_every is None:
-            yield
-            return
-        with KillWorkers(crew, recorder, every=self._plan.kill_every, seed=self._plan.seed) as nemesis:
-            self._nemesis = nemesis
+    def _links(self) -> Iterator[Mapping[str, Link]]:
+        """Stand in the links that a nemesis breaks; before a cluster they balance the load, too."""
+        names = {name for nemesis in self._plan.nemeses for name in nemesis.link_names()}
+        if self._place.cluster:
+            names |= {"worker", "publisher"}
+        with ExitStack() as stack:
+            yield {name: stack.enter_context(Link(self._url_of(name))) for name in sorted(names)}
+
+    def _url_of(self, link: str) -> str:
+        if link != "store":
+            return self._place.vhost.amqp_url
+        url = self._place.store_url
+        if self._place.store is None or url is None:
+            raise HarnessError("the link of the store needs a store server of ours: a file has no link")
+        return url
+
+    def _crew(self, links: Mapping[str, Link]) -> Crew:
+        plan = self._plan
+        command = self._command(links, "worker")
+        skewed = any("faketime" in nemesis.needs for nemesis in plan.nemeses)
+        return Crew(
+            command,
+            size=plan.workers,
+            concurrency=plan.concurrency,
+            logs=self._logs,
+            faketime=find_faketime() if skewed else None,
+        )
+
+    @contextmanager
+    def _injuring(self, crew: Crew, links: Mapping[str, Link], recorder: Recorder) -> Iterator[None]:
+        place = self._place
+        scene = Scene(
+            crew=crew,
+            vhost=place.vhost,
+            recorder=recorder,
+            broker=place.broker,
+            cluster=place.cluster,
+            store=place.store,
+            links=links,
+        )
+        with Conductor(self.schedule, scene) as self._conductor:
             yield
 
-    def _load(self, recorder: Recorder) -> None:
+    def _load(self, links: Mapping[str, Link]) -> None:
         plan = self._plan
         with (self._logs / "client.log").open("wb") as log:
-            client = self._command().start(
+            client = self._command(links, "publisher").start(
                 "unlost.chaos.client",
                 f"--messages={plan.messages}",
                 f"--rate={plan.rate}",
@@ -182,51 +319,68 @@ class Run:
                 stdout=subprocess.PIPE,
                 stderr=log,
             )
-        with ThreadPoolExecutor(2, thread_name_prefix="unlost-run") as helpers:
-            following = helpers.submit(self._follow, client, recorder, helpers)
-            try:
-                status = client.wait(plan.patience.total_seconds())
-            except subprocess.TimeoutExpired as exc:
-                raise HarnessError(f"the load did not end within {plan.patience}; see {self._logs}") from exc
-            finally:
-                client.kill()
-                restarting = following.result()
-                if client.stdout is not None:
-                    client.stdout.close()
-            # The broker is healed before anything is drained, and a failure to do so ends the run.
-            if restarting is not None:
-                restarting.result()
+        patience = plan.span + plan.patience
+        follower = threading.Thread(target=self._follow, args=(client,), name="unlost-run")
+        follower.start()
+        try:
+            status = client.wait(patience.total_seconds())
+        except subprocess.TimeoutExpired as exc:
+            raise HarnessError(f"the load did not end within {patience}; see {self._logs}") from exc
+        finally:
+            client.kill()
+            follower.join()
+            if client.stdout is not None:
+                client.stdout.close()
         if status != 0:
             raise HarnessError(f"the client ended with status {status}; see {self._logs / 'client.log'}")
 
-    def _follow(
-        self, client: subprocess.Popen[bytes], recorder: Recorder, helpers: Executor
-    ) -> Future[None] | None:
-        """Count what the client has published, and restart the broker when it is time."""
-        restart_at, restarting = self._plan.restart_broker_at, None
+    def _follow(self, client: subprocess.Popen[bytes]) -> None:
+        """Count what the client has published."""
         for _ in client.stdout or ():
             self._published += 1
             self._tell("load under faults")
-            if restart_at is not None and self._published >= restart_at * self._plan.messages:
-                restart_at = None
-                restarting = helpers.submit(self._restart_broker, recorder)
-        return restarting
 
-    def _restart_broker(self, recorder: Recorder) -> None:
-        time.sleep(max(0.0, self._began + GRACE.total_seconds() - time.monotonic()))
-        restart_broker(self._broker, recorder)
-
-    def _drain(self, workload: Workload, crew: Crew, recorder: Recorder) -> None:
-        plan = self._plan
-        with Management(self._vhost.management_url, self._vhost.name) as management:
-            if not wait_until_drained(management, plan.letters, plan.patience):
+    def _drain(self, letters: Collection[str], crew: Crew, recorder: Recorder) -> None:
+        with Management(self._management_url, self._place.vhost.name) as management:
+            if not wait_until_drained(management, letters, self._plan.patience):
                 crew.tell_stacks()
-            record_residue(management, plan.letters, recorder)
-        record_letters(self._vhost.amqp_url, plan.letters, workload, recorder)
-        record_effects(workload, recorder)
+            record_residue(management, letters, recorder)
+
+    def _read(self, letters: Collection[str]) -> None:
+        reader = self._command({}).start(
+            "unlost.chaos.reader",
+            *(f"--letters={queue}" for queue in letters),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+        _, errors = reader.communicate()
+        if reader.returncode:
+            raise HarnessError(f"letters and effects cannot be read: {_end(errors)}")
 
     def _tell(self, phase: str) -> None:
-        kills = self._nemesis.kills if self._nemesis else 0
         self._on_progress(
-            Progress(phase=phase, published=self._published, messages=self._plan.messages, kills=kills)
+            Progress(
+                phase=phase,
+                published=self._published,
+                messages=self._plan.messages,
+                faults=self._conductor.strikes if self._conductor else 0,
+            )
         )
+
+
+def _refuse_impossible(plan: Plan, place: Place) -> None:
+    for nemesis in plan.nemeses:
+        if lacking := nemesis.needs - place.can:
+            raise HarnessError(
+                f"{nemesis.name} needs a broker of ours that can do this, or what is not here: "
+                f"{', '.join(sorted(lacking))}"
+            )
+
+
+def without_impossible(plan: Plan, place: Place) -> Plan:
+    """Return the plan without what the place cannot have, such as a kill of an external broker."""
+    return replace(plan, nemeses=[each for each in plan.nemeses if each.needs <= place.can])
+
+
+def _end(errors: bytes, lines: int = 5) -> str:
+    return "\n".join(errors.decode(errors="replace").strip().splitlines()[-lines:]) or "it said nothing"

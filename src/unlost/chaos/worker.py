@@ -18,28 +18,42 @@ from typing import Any
 import click
 from celery.signals import task_postrun, task_prerun, worker_process_init
 
+from unlost.chaos.clock import run_clock
 from unlost.chaos.crew import TELL_STACKS
 from unlost.chaos.history import Recorder, fresh_file
-from unlost.chaos.workload import Workload, load_attribute, make
+from unlost.chaos.subject import broker_option, clock_option, load_app
+from unlost.chaos.workload import Workload, make
 
 STDIN = 0
 STDERR = 2
 
 
 @click.command()
+@click.option("--app", "app_path", required=True)
 @click.option("--workload", "path", required=True)
 @click.option("--options", default="{}")
 @click.option("--history", type=click.Path(path_type=Path), required=True)
 @click.option("--name", required=True)
 @click.option("--concurrency", type=int, default=2)
-def main(path: str, options: str, history: Path, name: str, concurrency: int) -> None:
+@broker_option
+@clock_option
+def main(
+    app_path: str,
+    path: str,
+    options: str,
+    history: Path,
+    name: str,
+    concurrency: int,
+    broker: str,
+    clock: int,
+) -> None:
     """Run a worker of the workload's app until it is killed."""
     threading.Thread(target=die_with_the_run, args=(os.getpid(),), daemon=True).start()
     # Children inherit it; the descriptor is the log's, whatever Celery makes of sys.stderr.
     faulthandler.register(TELL_STACKS, file=STDERR, all_threads=True)
+    app = load_app(app_path, broker)
     workload = make(path, json.loads(options))
-    app = load_attribute(workload.app)
-    record_bodies(workload, history, name)
+    record_bodies(workload, history, name, run_clock(clock))
     arguments = ["worker", "--loglevel=INFO", f"--concurrency={concurrency}", f"--hostname={name}@%h"]
     app.worker_main([*arguments, "--without-gossip", "--without-mingle", "--without-heartbeat"])
 
@@ -53,13 +67,13 @@ def die_with_the_run(parent: int) -> None:
     os.kill(parent, signal.SIGKILL)
 
 
-def record_bodies(workload: Workload, history: Path, name: str) -> None:
+def record_bodies(workload: Workload, history: Path, name: str, now_ns: Callable[[], int]) -> None:
     """Record start and end of every task body, in a file for each pool process."""
     recorder: dict[int, Recorder] = {}
 
     def mine() -> Recorder:
         if os.getpid() not in recorder:
-            recorder[os.getpid()] = Recorder(fresh_file(history, name))
+            recorder[os.getpid()] = Recorder(fresh_file(history, name), now_ns=now_ns)
         return recorder[os.getpid()]
 
     def noting(f: str) -> Callable[..., None]:

@@ -7,6 +7,7 @@ from unlost.cli.lazy import LazyGroup
 # Name: (where it lives, one line for --help, which must not import it).
 _COMMANDS = {
     "breaker": ("unlost.cli.breaker:breaker", "See which dependencies are down; pause and release them."),
+    "chaos": ("unlost.cli.chaos:chaos", "Injure an application under load and judge what came of it."),
     "claims": ("unlost.cli.claims:claims", "Remove stored payloads that no message needs any more."),
     "demo": ("unlost.cli.demo:demo", "Kill workers and the broker under load and judge what came of it."),
     "dlq": ("unlost.cli.dlq:dlq", "See dead letters, understand them, and send them back."),

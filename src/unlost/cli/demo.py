@@ -5,20 +5,17 @@ from __future__ import annotations
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from unlost.chaos.demo import Demo
 from unlost.chaos.report import exit_status, explain, table
-from unlost.chaos.runner import OnProgress, Result
-from unlost.chaos.runner import Progress as Step
+from unlost.chaos.runner import Result
 from unlost.cli.errors import reports_errors
+from unlost.cli.progress import progress
 from unlost.config import environment
 from unlost.errors import HarnessError
 from unlost.testing.brokers import Broker, start_broker
@@ -54,7 +51,7 @@ def demo(
         folder = Path(tempfile.mkdtemp(prefix="unlost-demo-"))
         console.print(_opening(what, broker))
         try:
-            with _progress(console) as on_progress:
+            with progress(console) as on_progress:
                 result = what.run(broker, vhost, folder, on_progress)
         except HarnessError as exc:
             raise type(exc)(f"{exc} (history and logs are kept in {folder})") from exc
@@ -74,30 +71,6 @@ def _opening(what: Demo, broker: Broker) -> str:
         "and restarting the broker once" if "restart" in broker.can else "(its broker is not ours to kill)"
     )
     return f"RabbitMQ {version} ({broker.provider}): {what.orders} orders, killing workers {restarts}."
-
-
-@contextmanager
-def _progress(console: Console) -> Iterator[OnProgress]:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[kills]} kills"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as bar:
-        row = bar.add_task("starting workers", total=None, kills=0)
-
-        def show(step: Step) -> None:
-            bar.update(
-                row,
-                description=step.phase,
-                completed=step.published,
-                total=step.messages,
-                kills=step.kills,
-            )
-
-        yield show
 
 
 def _report(result: Result, console: Console, title: str) -> None:

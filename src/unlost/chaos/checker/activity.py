@@ -17,8 +17,7 @@ from unlost.chaos.history import History, Op
 from unlost.errors import HarnessError
 
 KILLS = frozenset({"kill"})
-BROKER_RESTARTS = frozenset({"restart_broker"})
-FAULTS = KILLS | BROKER_RESTARTS
+NEMESIS = "nemesis"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,25 +48,37 @@ class Recovery:
     took: timedelta
 
 
-def faults(history: History, names: Collection[str] = FAULTS) -> list[Op]:
+def faults(history: History, names: Collection[str] | None = None) -> list[Op]:
     """Return the operations at which a fault struck, in order of time.
 
     That is every ``ok`` or ``info`` of these names, except the ``ok`` that only says that an outage begun
-    with ``info`` is over, and kills that found no process to kill.
+    with ``info`` at the same target is over, and kills that found no process to kill.
+
+    Args:
+        history: The run.
+        names: Operations of nemeses; ``None`` for all of them.
     """
-    found: list[Op] = []
-    down: set[str] = set()
+    return [begin for begin, _ in outages(history, names)]
+
+
+def outages(history: History, names: Collection[str] | None = None) -> list[tuple[Op, Op | None]]:
+    """Return every fault with the operation that ended it; ``None`` for one that had no end."""
+    found: list[tuple[Op, Op | None]] = []
+    down: dict[tuple[str, object], int] = {}
     for op in sorted(_done(history, names), key=lambda op: (op.time_ns, op.type == "ok")):
-        if op.type == "ok" and op.f in down:
-            down.remove(op.f)
-        elif (pids := _pids(op)) is None or pids:
-            found.append(op)
-            down.update([op.f] if op.type == "info" and pids is None else [])
+        place, pids = (op.f, op.extra.get("target")), _pids(op)
+        if op.type == "ok" and pids is None and place in down:
+            begin = down.pop(place)
+            found[begin] = found[begin][0], op
+        elif pids is None or pids:
+            down.update({place: len(found)} if op.type == "info" else {})
+            found.append((op, None))
     return found
 
 
-def _done(history: History, names: Collection[str]) -> Iterable[Op]:
-    return (op for name in names for op in history.of(name, "ok", "info"))
+def _done(history: History, names: Collection[str] | None) -> Iterable[Op]:
+    chosen = {op.f for op in history if op.process == NEMESIS} if names is None else names
+    return (op for name in sorted(chosen) for op in history.of(name, "ok", "info"))
 
 
 def _pids(fault: Op) -> list[int] | None:
@@ -77,7 +88,7 @@ def _pids(fault: Op) -> list[int] | None:
     raise HarnessError(f"operation {fault.index} ({fault.f}) must list its pids, not {pids!r}")
 
 
-def hits(history: History, names: Collection[str] = FAULTS) -> list[Hit]:
+def hits(history: History, names: Collection[str] | None = None) -> list[Hit]:
     """Return every fault with every task that it struck while the task was running, in order of time.
 
     A killed process runs nothing any more; a task that only lost its broker runs on.
@@ -85,14 +96,14 @@ def hits(history: History, names: Collection[str] = FAULTS) -> list[Hit]:
     found: list[Hit] = []
     running: defaultdict[object, dict[str, None]] = defaultdict(dict)
     for op in _timeline(history, names):
-        if op.f in names:
+        if op.f not in ("start", "end"):
             found.extend(Hit(op, value) for value in _struck(running, op))
         elif op.value is not None:
             _note(running[op.extra.get("pid")], op)
     return found
 
 
-def _timeline(history: History, names: Collection[str]) -> list[Op]:
+def _timeline(history: History, names: Collection[str] | None) -> list[Op]:
     # The sort is stable: among equal times this order stands.
     ops = [*history.of("start"), *faults(history, names), *history.of("end")]
     return sorted(ops, key=lambda op: op.time_ns)
@@ -111,7 +122,7 @@ def _struck(running: dict[object, dict[str, None]], fault: Op) -> list[str]:
     return list(dict.fromkeys(value for values in tasks for value in values))
 
 
-def recoveries(history: History, names: Collection[str] = FAULTS) -> list[Recovery]:
+def recoveries(history: History, names: Collection[str] | None = None) -> list[Recovery]:
     """Return how long each interrupted task took from the fault to its first effect.
 
     A task whose effect was there before the fault was not interrupted in what matters, and one whose
@@ -132,7 +143,7 @@ def _first_effects(history: History) -> dict[str, int]:
     return first
 
 
-def slowest_recovery(history: History, names: Collection[str] = FAULTS) -> timedelta | None:
+def slowest_recovery(history: History, names: Collection[str] | None = None) -> timedelta | None:
     """Return the longest recovery; ``None`` if no fault interrupted a task that took effect later."""
     return max((recovery.took for recovery in recoveries(history, names)), default=None)
 

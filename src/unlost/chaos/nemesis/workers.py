@@ -1,56 +1,128 @@
-"""Kills worker processes with SIGKILL, again and again."""
+"""Kills, stops and starves the processes of workers."""
 
 from __future__ import annotations
 
-import random
-import threading
+import resource
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from datetime import timedelta
+from typing import ClassVar
 
-from unlost.chaos.crew import Crew
-from unlost.chaos.history import Recorder
+from unlost.chaos.nemesis.base import Injury, Nemesis, Scene
+from unlost.errors import HarnessError
 
-#: Of ten kills, so many strike a pool child; the others take a parent with all its children.
-CHILDREN_OF_TEN = 7
+#: Of ten kills so many strike a pool child, a parent with its children, a whole process group.
+_WEIGHTS = {"child": 7, "parent": 2, "group": 1}
 
 
-class KillWorkers:
-    """Kills a pool child or a whole worker at every turn, chosen by a seeded generator.
+@dataclass(frozen=True, kw_only=True)
+class KillWorkers(Nemesis):
+    """SIGKILL to a pool child, to a worker's parent (its children follow), or to the whole group at once.
 
     Args:
-        crew: Whom to kill.
-        recorder: Where each kill is written down, with the pids that died.
-        every: Mean time between kills.
-        seed: The same seed makes the same choices.
+        targets: Which of ``child``, ``parent`` and ``group``.
     """
 
-    def __init__(self, crew: Crew, recorder: Recorder, *, every: timedelta, seed: int) -> None:
-        self._crew = crew
-        self._recorder = recorder
-        self._every = every.total_seconds()
-        self._random = random.Random(seed)  # noqa: S311 - choices that can be repeated, no secret
-        self._healed = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="unlost-nemesis", daemon=True)
-        self.kills = 0
+    targets: Sequence[str] = ("child", "parent", "group")
 
-    def __enter__(self) -> KillWorkers:
-        self._thread.start()
-        return self
+    name: ClassVar[str] = "kill"
+    usual_times: ClassVar[int] = 5
 
-    def __exit__(self, *_: object) -> None:
-        self._healed.set()
-        self._thread.join()
+    def __post_init__(self) -> None:
+        if not self.targets or not set(self.targets) <= _WEIGHTS.keys():
+            raise ValueError(f"KillWorkers: targets are {', '.join(_WEIGHTS)}, not {self.targets!r}")
 
-    def _run(self) -> None:
-        while not self._healed.wait(self._every * self._random.uniform(0.5, 1.5)):
-            self._strike()
+    def kinds(self) -> Sequence[str]:
+        """Return each target as often as it is drawn."""
+        return [target for target in self.targets for _ in range(_WEIGHTS[target])]
 
-    def _strike(self) -> None:
-        name = self._random.choice(self._crew.names)
-        children = sorted(self._crew.children(name))
-        if children and self._random.randrange(10) < CHILDREN_OF_TEN:
-            pids, target = self._crew.kill_child(self._random.choice(children)), "child"
+    def strike(self, injury: Injury, scene: Scene) -> None:
+        """Kill; the crew replaces the dead as any process manager does."""
+        worker = injury.choose(scene.crew.names)
+        children = sorted(scene.crew.children(worker))
+        target = injury.what
+        if target == "child" and children:
+            pids = scene.crew.kill_child(injury.choose(children))
+        elif target == "group":
+            pids = scene.crew.kill_group(worker)
         else:
-            pids, target = self._crew.kill_parent(name), "parent"
+            target, pids = "parent", scene.crew.kill_parent(worker)
         if pids:
-            self.kills += 1
-            self._recorder.record("nemesis", "info", "kill", pids=pids, worker=name, target=target)
+            scene.struck(self.name, pids=pids, worker=worker, target=target)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StopWorkers(Nemesis):
+    """SIGSTOP to a whole worker, and SIGCONT: it wakes up past heartbeat and lease and believes it is alive.
+
+    Args:
+        lasting: Longer than the lease and twice the heartbeat for the full effect.
+    """
+
+    lasting: timedelta = timedelta(seconds=20)
+
+    name: ClassVar[str] = "stop_worker"
+
+    def strike(self, injury: Injury, scene: Scene) -> None:
+        """Stop, wait, continue."""
+        worker = injury.choose(scene.crew.names)
+        with scene.crew.stopped(worker) as pids:
+            scene.struck(self.name, pids=pids, target=worker)
+            scene.last(self.lasting)
+        scene.healed(self.name, target=worker)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClockSkew(Nemesis):
+    """The wall clock of one worker is wrong for a while, ahead or behind; its monotonic clock is not.
+
+    Args:
+        by: How far, in either direction.
+    """
+
+    by: timedelta = timedelta(minutes=2)
+    lasting: timedelta = timedelta(seconds=5)
+
+    name: ClassVar[str] = "skew_clock"
+    needs: ClassVar[frozenset[str]] = frozenset({"faketime"})
+
+    def kinds(self) -> Sequence[str]:
+        """Return both directions."""
+        return ("ahead", "behind")
+
+    def strike(self, injury: Injury, scene: Scene) -> None:
+        """Set it wrong, let it last, set it right."""
+        worker = injury.choose(scene.crew.names)
+        with scene.outage(self.name, target=worker, ahead=injury.what):
+            scene.crew.set_ahead(worker, self.by if injury.what == "ahead" else -self.by)
+            try:
+                scene.last(self.lasting)
+            finally:
+                scene.crew.set_ahead(worker, timedelta(0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutOfMemory(Nemesis):
+    """Lets a pool child get no more memory: what it does next ends in ``MemoryError`` or in its death."""
+
+    name: ClassVar[str] = "out_of_memory"
+
+    def strike(self, injury: Injury, scene: Scene) -> None:
+        """Set the limit of its address space below what it uses, and back."""
+        children = sorted(scene.crew.children(injury.choose(scene.crew.names)))
+        if not children:
+            return
+        pid = injury.choose(children)
+        try:
+            soft, hard = resource.prlimit(pid, resource.RLIMIT_AS)
+            resource.prlimit(pid, resource.RLIMIT_AS, (1 << 20, hard))
+        except ProcessLookupError:
+            return
+        except PermissionError as exc:
+            raise HarnessError(f"the limits of process {pid} cannot be set: {exc}") from exc
+        scene.struck(self.name, pids=[pid], target=str(pid))
+        scene.last(self.lasting)
+        with suppress(ProcessLookupError):
+            resource.prlimit(pid, resource.RLIMIT_AS, (soft, hard))
+        scene.healed(self.name, target=str(pid))

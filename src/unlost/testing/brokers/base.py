@@ -61,7 +61,7 @@ class Broker(ABC):
     Attributes:
         provider: ``"external"``, ``"docker"`` or ``"local"``.
         version: RabbitMQ's version, such as ``(4, 3, 6)``.
-        can: Which of ``"kill"``, ``"restart"`` and ``"pause"`` it supports.
+        can: Which of ``"kill"``, ``"restart"``, ``"pause"`` and ``"control"`` (rabbitmqctl) it supports.
     """
 
     provider: ClassVar[str]
@@ -129,6 +129,18 @@ class Broker(ABC):
     def resume(self) -> None:
         """Let a paused node go on."""
         raise self._cannot("be resumed")
+
+    def rabbitmqctl(self, *_arguments: str) -> str:
+        """Run a command on the node and return what it prints.
+
+        Raises:
+            HarnessError: It failed; the message holds what it printed.
+        """
+        raise self._cannot("be controlled")
+
+    def log_tail(self) -> str:
+        """Return the last lines of the node's log; empty where that cannot be read."""
+        return self._last_lines()
 
     @abstractmethod
     def close(self) -> None:

@@ -96,19 +96,6 @@ class ClusterNode(DockerBroker):
         """Start RabbitMQ again; without effect if it runs."""
         self.rabbitmqctl("start_app")
 
-    def rabbitmqctl(self, *arguments: str) -> str:
-        """Run a command on the node and return what it prints.
-
-        Raises:
-            HarnessError: It failed; the message holds what it printed.
-        """
-        with translated_errors("run rabbitmqctl"):
-            code, output = self._made.exec_run(["rabbitmqctl", *arguments])
-        text = str(output.decode(errors="replace"))
-        if code:
-            raise HarnessError(f"rabbitmqctl {' '.join(arguments)} on {self.name}: {text}")
-        return text
-
     def boot(self) -> None:
         """Start the container and do not wait."""
         with translated_errors("be started"):

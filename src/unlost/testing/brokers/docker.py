@@ -44,7 +44,7 @@ class DockerBroker(Broker):
     """
 
     provider = "docker"
-    can = frozenset({"kill", "restart", "pause"})
+    can = frozenset({"kill", "restart", "pause", "control"})
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         amqp_port, management_port = free_ports(2)
@@ -92,6 +92,19 @@ class DockerBroker(Broker):
         with translated_errors("be resumed"):
             if self._status() == "paused":
                 self._node.unpause()
+
+    def rabbitmqctl(self, *arguments: str) -> str:
+        """Run a command on the node and return what it prints.
+
+        Raises:
+            HarnessError: It failed; the message holds what it printed.
+        """
+        with translated_errors("run rabbitmqctl"):
+            code, output = self._node.exec_run(["rabbitmqctl", *arguments])
+        text = str(output.decode(errors="replace"))
+        if code:
+            raise HarnessError(f"rabbitmqctl {' '.join(arguments)} on {self!r}: {text}")
+        return text
 
     def close(self) -> None:
         """Remove the container with its data."""

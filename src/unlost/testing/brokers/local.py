@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from unlost.errors import HarnessError
@@ -11,6 +14,7 @@ from unlost.testing.brokers.node import find_programs, make_directory, make_node
 from unlost.testing.brokers.ward import Ward
 
 _LOG_LINES = 20
+_CONTROL_PATIENCE = timedelta(seconds=60)
 
 
 class LocalBroker(Broker):
@@ -26,7 +30,7 @@ class LocalBroker(Broker):
     """
 
     provider = "local"
-    can = frozenset({"kill", "restart", "pause"})
+    can = frozenset({"kill", "restart", "pause", "control"})
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         programs = find_programs(environ)
@@ -61,6 +65,25 @@ class LocalBroker(Broker):
     def resume(self) -> None:
         """Let a paused node go on (SIGCONT)."""
         self._tell("resume")
+
+    def rabbitmqctl(self, *arguments: str) -> str:
+        """Run a command on the node and return what it prints.
+
+        Raises:
+            HarnessError: It failed; the message holds what it printed.
+        """
+        specification = self._node.specification
+        done = subprocess.run(
+            [Path(specification["server"][0]).with_name("rabbitmqctl"), *arguments],
+            env=specification["environ"],
+            capture_output=True,
+            timeout=_CONTROL_PATIENCE.total_seconds(),
+            check=False,
+        )
+        text = (done.stdout + done.stderr).decode(errors="replace")
+        if done.returncode:
+            raise HarnessError(f"rabbitmqctl {' '.join(arguments)} on {self!r}: {text}")
+        return text
 
     def close(self) -> None:
         """Kill the node and remove its directory."""

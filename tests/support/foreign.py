@@ -1,0 +1,40 @@
+"""A project of somebody else's: the example of ``docs/chaos.md``, written to a folder and tested there."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+_FILE = re.compile(r"^```python[^\n]*\n# (?P<path>[\w/]+\.py)\n(?P<code>.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def write_project(folder: Path) -> Path:
+    """Write the example project to a folder, and return it."""
+    found = list(_FILE.finditer((ROOT / "docs" / "chaos.md").read_text()))
+    assert {each["path"] for each in found} == {"bank/app.py", "bank/workload.py", "test_bank.py"}
+    for each in found:
+        path = folder / each["path"]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(each["code"])
+    (folder / "bank" / "__init__.py").touch()
+    return folder
+
+
+def run_pytest(python: str, project: Path, *arguments: str, **variables: str) -> tuple[int, str]:
+    """Run pytest in a project with an interpreter; return its status and what it printed."""
+    # Nothing of this checkout may help: neither its path nor its pytest options.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
+    environment.pop("PYTHONPATH", None)
+    done = subprocess.run(
+        [python, "-m", "pytest", "-p", "no:randomly", "-p", "no:cacheprovider", *arguments],
+        cwd=project,
+        env={**environment, **variables},
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+    return done.returncode, done.stdout + done.stderr
