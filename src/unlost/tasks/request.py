@@ -41,6 +41,7 @@ from unlost.core.envelope import problem_of_body
 from unlost.errors import StoreError
 from unlost.idempotency.holder import make_holder
 from unlost.tasks.patience import while_store_is_down
+from unlost.tasks.received import raw_body_of
 from unlost.tasks.runtime import runtime_of
 from unlost.tasks.tracer import SETTLED
 
@@ -70,7 +71,8 @@ class ReliableRequest(Request):
         self.holder = make_holder()
         self._request_dict[h.HOLDER] = self.holder
         # The same object as the body that goes to the pool: pickle sends it once.
-        self._request_dict[h.RAW_BODY] = message.body if has_claim else self._body
+        same = not has_claim and "compression" not in message.headers
+        self._request_dict[h.RAW_BODY] = self._body if same else raw_body_of(message)
 
     def on_accepted(self, pid: int, time_accepted: float) -> None:
         """Renew the delivery's lease from now on."""
