@@ -6,12 +6,15 @@ row in ``runs`` and each effect a row in ``effects``, in the store's own databas
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import resource
 import signal
 import sys
 import time
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from celery import Celery
@@ -67,6 +70,14 @@ def effect(self: Any, label: str) -> str:
         work.connection.execute(insert(effects).values(label=label))
         work.result = f"{label}-done"
     return f"{label}-done"
+
+
+@task(name="t.works")
+def works(self: Any, label: str, seconds: float) -> None:
+    """Take a while, and have one effect."""
+    time.sleep(seconds)
+    with self.unit_of_work() as work:
+        work.connection.execute(insert(effects).values(label=label))
 
 
 @task(name="t.commits_then")
@@ -349,6 +360,15 @@ def leaves_trace(self: Any, label: str) -> str:
     return label
 
 
+def run_out_of_memory() -> None:
+    """Allocate until the process's limit, which is a little above what it has, refuses."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 64 * 1024 * 1024,) * 2)
+    hoard = []
+    while True:
+        hoard.append(bytearray(1024 * 1024))
+
+
 def go_wrong(what: str) -> None:
     """End this process, or raise, in the way named."""
     match what:
@@ -358,6 +378,12 @@ def go_wrong(what: str) -> None:
         case "segv":
             os.kill(os.getpid(), signal.SIGSEGV)
             time.sleep(60)
+        case "fault":
+            ctypes.string_at(0)
+        case "abort":
+            os.abort()
+        case "oom":
+            run_out_of_memory()
         case "exit":
             sys.exit(3)
         case "_exit":

@@ -95,13 +95,16 @@ def violations(world: World) -> Iterator[str]:
         return
     if row.state is State.DONE and any(g.redrives >= row.generation.redrives for g in world.letters):
         yield "letter of a done message"
+    if row.state is State.CANCELLED and world.effects:
+        yield "effect of a cancelled message"
     if world.is_quiet and not _is_accounted_for(world, row):
         yield "lost"
 
 
 def _is_accounted_for(world: World, row: Row) -> bool:
     redrives = row.generation.redrives
-    return row.state is State.DONE or any(letter.redrives >= redrives for letter in world.letters)
+    ended = row.state in (State.DONE, State.CANCELLED)
+    return ended or any(letter.redrives >= redrives for letter in world.letters)
 
 
 def _first_stuck(came_from: Iterable[World], healthy: dict[World, list[World]]) -> World | None:
@@ -140,6 +143,7 @@ class _Model:
         yield from _expire(world)
         yield from _duplicate(world)
         yield from _redrive(world)
+        yield from self._cancel(world)
 
     # --- a worker takes a delivery
 
@@ -225,6 +229,17 @@ class _Model:
             same = row.decision is not None and row.generation == decided.generation
         return replace(world, row=replace(row, sent=True)) if same else world
 
+    def _cancel(self, world: World) -> Iterator[Step]:
+        """Yield an operator's revoke, recorded by a worker that met a copy: it loses to done only."""
+        row = world.row
+        is_done = row is not None and row.state is State.DONE
+        if not world.faults.cancel or (is_done and self._protocol.done_is_final):
+            return
+        spent = replace(world, faults=replace(world.faults, cancel=world.faults.cancel - 1))
+        for copy in dict.fromkeys((*world.queue, *(worker.copy for worker in world.workers))):
+            cancelled = replace(spent, row=settlement.cancelled(row, copy))
+            yield Step(f"{name_of(copy)}: cancelled", cancelled, is_fault=True)
+
 
 def _crash(world: World, worker: Worker) -> Iterator[Step]:
     """Yield the three ways to lose a worker: with its host, its child alone, or by a shutdown."""
@@ -277,13 +292,14 @@ def _published(world: World, worker: Worker, do: Do) -> World:
 
 
 def _unknown(world: World, worker: Worker, do: Do) -> Iterator[Step]:
-    """Yield a publish whose confirm is lost: it arrived or not, and the delivery is given back."""
+    """Yield a publish whose confirm is lost: it arrived or not, and is repeated or given back."""
     if not world.faults.unknown:
         return
     spent = replace(world, faults=replace(world.faults, unknown=world.faults.unknown - 1))
     for what, then in (("arrived", _published(spent, worker, do)), ("did not arrive", spent)):
         back = _queued(then, worker.copy) if Do.ACK in worker.plan else then
         yield Step(f"{worker}: {do}, unknown, {what}: requeue", back, is_fault=True)
+        yield Step(f"{worker}: {do}, unknown, {what}: again", _with(then, worker), is_fault=True)
 
 
 def _expire(world: World) -> Iterator[Step]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -14,8 +14,8 @@ from unlost.testing.waiting import wait_until
 
 
 @contextmanager
-def open_channel(amqp_url: str) -> Iterator[amqp.Channel]:
-    """Open a channel with publisher confirms; connection and channel are closed at the end."""
+def open_channel(amqp_url: str, *, confirm: bool = True) -> Iterator[amqp.Channel]:
+    """Open a channel, with py-amqp's publisher confirms or without; it is closed at the end."""
     parts = urlsplit(amqp_url)
     connection = amqp.Connection(
         host=f"{parts.hostname}:{parts.port or 5672}",
@@ -24,7 +24,7 @@ def open_channel(amqp_url: str) -> Iterator[amqp.Channel]:
         virtual_host=unquote(parts.path[1:]) or "/",
         connect_timeout=5,
         read_timeout=30,
-        confirm_publish=True,
+        confirm_publish=confirm,
     )
     connection.connect()
     with connection:
@@ -39,6 +39,37 @@ def publish(channel: amqp.Channel, exchange: str, routing_key: str, body: str = 
     channel.basic_publish_confirm(message, exchange, routing_key, mandatory=True, timeout=10)
     channel.events["basic_return"].clear()
     return not returned
+
+
+def publish_all(
+    amqp_url: str, exchange: str, routing_key: str, messages: Iterable[amqp.Message], window: int = 200
+) -> int:
+    """Publish messages with up to ``window`` confirms outstanding; return how many the broker has confirmed.
+
+    Raises:
+        AssertionError: It refused one.
+    """
+    with open_channel(amqp_url, confirm=False) as channel:
+        channel.confirm_select()
+        confirmed = sent = 0
+
+        def on_ack(tag: int, multiple: bool) -> None:
+            nonlocal confirmed
+            confirmed = tag if multiple else confirmed + 1
+
+        def on_nack(tag: int, multiple: bool) -> None:
+            raise AssertionError(f"message {tag} was refused")
+
+        channel.events["basic_ack"].add(on_ack)
+        channel.events["basic_nack"].add(on_nack)
+        for message in messages:
+            channel.basic_publish(message, exchange, routing_key)
+            sent += 1
+            while sent - confirmed >= window:
+                channel.connection.drain_events(timeout=60)
+        while confirmed < sent:
+            channel.connection.drain_events(timeout=60)
+    return confirmed
 
 
 def get(channel: amqp.Channel, queue: str, timeout: timedelta = timedelta(seconds=10)) -> amqp.Message:

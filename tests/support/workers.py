@@ -72,6 +72,8 @@ class Bench:
                 cwd=ROOT,
                 stdout=out,
                 stderr=subprocess.STDOUT,
+                # A process group of its own, so that a test can signal all of it.
+                start_new_session=True,
             )
         self.workers.append(worker)
         if wait:

@@ -26,11 +26,12 @@ PUT_BACK = (Do.HOLD, Do.ACK)
 
 @dataclass(frozen=True)
 class Protocol:
-    """The order of settlement and its two checks; each can be broken to see the model find it."""
+    """The order of settlement and its checks; each can be broken to see the model find it."""
 
     on_failure: tuple[Do, ...] = (Do.DECIDE, *RESEND)
     token_checked: bool = True
     marked_by_decision: bool = True
+    done_is_final: bool = True
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Faults:
     duplicate: int = 0
     expiry: int = 0
     redrive: int = 0
+    cancel: int = 0
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,15 @@ from typing import Any
 
 import pytest
 
-from unlost.core.envelope import MAX_NAME_BYTES, problem_of_body, problem_of_headers
+from unlost.core.envelope import (
+    LATEST_MS,
+    MAX_DEPTH,
+    MAX_HEADER_BYTES,
+    MAX_NAME_BYTES,
+    TIMES,
+    problem_of_body,
+    problem_of_headers,
+)
 
 GOOD: dict[str, Any] = {"task": "shop.charge", "id": "m"}
 
@@ -56,6 +64,46 @@ def test_time_limits_must_be_a_pair_of_numbers(value: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    "value", [[-1, None], [None, -0.5], [1e300, None], [2**62, None], [float("nan"), None]]
+)
+def test_time_limits_must_end(value: Any) -> None:
+    """Limits that have passed before the task starts, or never do, are named."""
+    assert problem_of_headers({**GOOD, "timelimit": value}) == "header 'timelimit' is not a pair of numbers"
+
+
+@pytest.mark.parametrize("name", TIMES)
+@pytest.mark.parametrize("value", [-1, LATEST_MS + 1, 2**62])
+def test_times_must_be_before_the_end_of_time(name: str, value: int) -> None:
+    """A time that no calendar has is named; it would be given back for ever."""
+    assert problem_of_headers({**GOOD, name: value}) == f"header {name!r} is no time"
+
+
+@pytest.mark.parametrize(
+    "large",
+    [
+        "x" * MAX_HEADER_BYTES,
+        b"x" * MAX_HEADER_BYTES,
+        [0] * 12_000,
+        {"x" * 250: 0} | {str(n): n for n in range(9000)},
+    ],
+)
+def test_headers_must_leave_room_for_those_of_a_letter(large: Any) -> None:
+    """Headers that nearly fill a frame are named: neither a retry nor a letter could be published."""
+    problem = problem_of_headers({**GOOD, "large": large})
+    assert problem is not None
+    assert problem.startswith("the headers are larger than")
+
+
+def test_headers_must_not_be_nested_too_deep() -> None:
+    """Nesting that costs Python's stack counts as too large."""
+    nested: Any = 1
+    for _ in range(MAX_DEPTH + 2):
+        nested = {"n": nested}
+    assert problem_of_headers({**GOOD, "nested": nested}) is not None
+    assert problem_of_headers({**GOOD, "nested": nested["n"]["n"]["n"]}) is None
+
+
+@pytest.mark.parametrize(
     "more",
     [
         {},
@@ -63,6 +111,9 @@ def test_time_limits_must_be_a_pair_of_numbers(value: Any) -> None:
         {"retries": 0, "replaced_task_nesting": 3},
         {"retries": -1},
         {"timelimit": None},
+        {"timelimit": [0, 0]},
+        {"x-unlost-due": 0, "x-unlost-expires": LATEST_MS},
+        {b"\xff": 1},
         {"timelimit": [None, None]},
         {"timelimit": (60, 50.5)},
         {"stranger": object()},

@@ -196,3 +196,27 @@ def test_a_letter_that_is_held_remains_the_same_redrive() -> None:
     dead = h.letter({h.REDRIVES: 0}, Generation(0, 1), h.Failure(reason="permanent"))
     due = datetime(2026, 1, 1, tzinfo=UTC)
     assert h.generation_of(h.held(dead, due)) == h.generation_of(dead) == Generation(1, 1)
+
+
+def test_a_letter_without_its_large_headers_tells_their_names() -> None:
+    """What fits is kept, what was said of the death first of all; the rest is named."""
+    headers: dict[Any, Any] = {
+        "task": "shop.charge",
+        "large": "x" * 100_000,
+        "nested": {"n": 1},
+        b"\xff": 1,
+        **{f"h{number}": number for number in range(400)},
+        h.DEATH_REASON: "malformed",
+    }
+    light = h.lightened(headers)
+    assert light["task"] == "shop.charge"
+    assert light[h.DEATH_REASON] == "malformed"
+    assert dict[Any, Any](light)[b"\xff"] == 1
+    assert light[h.DEATH_DROPPED].startswith("large, nested, h")
+    assert len(light) < 300
+
+
+def test_names_that_are_no_text_survive() -> None:
+    """A header's name that is no UTF-8 is bytes, and nothing trips over it."""
+    headers: dict[Any, Any] = {b"x-opt-\xff": 1, "x-opt-a": 2}
+    assert list(h.strip(headers).values()) == [1]

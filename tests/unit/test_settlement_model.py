@@ -19,6 +19,17 @@ BUDGETS = [
     Faults(crash=1, duplicate=1, redrive=1),
     Faults(unknown=1, duplicate=1, redrive=1),
     Faults(crash=1, redrive=2),
+    Faults(crash=2, cancel=1),
+    Faults(crash=1, duplicate=1, cancel=1),
+    Faults(unknown=1, redrive=1, cancel=1),
+]
+
+#: Minutes each.
+LARGE = [
+    Faults(crash=2, unknown=1, duplicate=1),
+    Faults(crash=1, unknown=1, duplicate=1, redrive=1),
+    Faults(crash=2, expiry=1, redrive=1),
+    Faults(crash=1, unknown=1, redrive=1, cancel=1),
 ]
 
 
@@ -28,6 +39,24 @@ def test_settlement_keeps_every_invariant(faults: Faults) -> None:
     found = explore(faults)
 
     assert not found.violations, f"\n{found}"
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("faults", LARGE, ids=str)
+def test_settlement_keeps_every_invariant_under_many_faults(faults: Faults) -> None:
+    """The same with more faults at once."""
+    found = explore(faults)
+    print(f"\n{faults}: {found.worlds} worlds")
+
+    assert not found.violations, f"\n{found}"
+
+
+def test_a_revoke_that_undoes_a_success_is_found() -> None:
+    """Mutation control of cancelling: were done not final, a revoke would disown an effect."""
+    found = explore(Faults(cancel=1), Protocol(done_is_final=False))
+
+    assert "effect of a cancelled message" in found.violations
 
 
 def test_the_model_reaches_the_rare_ends() -> None:

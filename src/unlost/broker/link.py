@@ -41,6 +41,7 @@ _UNENCODABLE = (
     TypeError,
     OverflowError,
     LookupError,
+    RecursionError,
 )
 
 #: What a return can be matched by: exchange, routing key and message id. The id alone mis-assigns.

@@ -9,12 +9,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from unlost.core import headers as h
+
 _EMBED: Mapping[str, type | tuple[type, ...]] = {
     "callbacks": list,
     "errbacks": list,
     "chain": list,
     "chord": Mapping,
 }
+
+#: Headers that are epoch milliseconds.
+TIMES = (h.DUE, h.EXPIRES, h.FIRST_PUBLISHED, h.BUDGET_START)
+#: The end of the year 9999: Python knows no later one.
+LATEST_MS = 253_402_300_799_000
+#: A year, in seconds; a limit that does not end is none.
+LONGEST_LIMIT = 366 * 86_400
+
+#: RabbitMQ's frames hold 128 KiB of headers, and what a retry and a letter add must fit in as well.
+MAX_HEADER_BYTES = 96 * 1024
+#: How deep headers may be nested; each level takes frames of Python's stack to read and to write.
+MAX_DEPTH = 64
 
 #: Both go into the ledger's key, and the id into the AMQP ``message_id`` (255 bytes) with two numbers.
 MAX_NAME_BYTES = 230
@@ -33,6 +47,11 @@ def problem_of_headers(headers: Any) -> str | None:
         return "header 'stamped_headers' is no list"
     if not isinstance(headers.get("stamps") or {}, Mapping):
         return "header 'stamps' is no mapping"
+    for name in TIMES:
+        if _is_integer(headers.get(name)) and not 0 <= headers[name] <= LATEST_MS:
+            return f"header {name!r} is no time"
+    if size_of(headers) > MAX_HEADER_BYTES:
+        return f"the headers are larger than {MAX_HEADER_BYTES} bytes: no retry or letter would fit a frame"
     limits = headers.get("timelimit")
     if limits is not None and not _are_limits(limits):
         return "header 'timelimit' is not a pair of numbers"
@@ -97,5 +116,25 @@ def _are_limits(limits: Any) -> bool:
     return (
         isinstance(limits, list | tuple)
         and len(limits) == 2
-        and all(limit is None or _is_integer(limit) or isinstance(limit, float) for limit in limits)
+        and all(limit is None or _is_limit(limit) for limit in limits)
     )
+
+
+def _is_limit(limit: Any) -> bool:
+    # Zero is none for Celery; one below it has passed before the task starts.
+    return (_is_integer(limit) or isinstance(limit, float)) and 0 <= limit <= LONGEST_LIMIT
+
+
+def size_of(value: Any, depth: int = 0) -> int:
+    """Return how many bytes a header's value takes in a frame, or a little more."""
+    if isinstance(value, str):
+        return 5 + len(value.encode(errors="surrogatepass"))
+    if isinstance(value, bytes | bytearray | memoryview):
+        return 5 + len(value)
+    if depth > MAX_DEPTH:
+        return MAX_HEADER_BYTES
+    if isinstance(value, Mapping):
+        return 5 + sum(size_of(name) + size_of(each, depth + 1) for name, each in value.items())
+    if isinstance(value, list | tuple):
+        return 5 + sum(size_of(each, depth + 1) for each in value)
+    return 9

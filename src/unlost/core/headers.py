@@ -54,11 +54,17 @@ DEATH_CODE_VERSION = "x-unlost-death-code-version"
 REDRIVEN_AT = "x-unlost-redriven-at"
 REDRIVEN_FOR = "x-unlost-redriven-for"
 _DEATH = "x-unlost-death-"
+#: Names of headers with which no letter could be published: too large, or of a form that cannot be sent.
+DEATH_DROPPED = "x-unlost-death-dropped"
 
 CURRENT_VERSION = 1
 
 #: All headers of a letter together; the broker adds its own and a frame must hold them all.
 LETTER_BUDGET = 32 * 1024
+
+#: Of a message whose headers fit into no letter, so many are kept of so many bytes.
+_MOST_KEPT = 256
+_LIGHT = 256
 
 #: A header may claim any number; beyond this one it is taken for garbage (stores count in 32 bits).
 _MOST = 2**31 - 2
@@ -98,8 +104,13 @@ def strip(headers: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: value
         for name, value in headers.items()
-        if name not in _BROKER_OWNED and name not in _LOCAL and not name.startswith(_BROKER_PREFIXES)
+        if name not in _BROKER_OWNED and name not in _LOCAL and not _is_of_broker(name)
     }
+
+
+def _is_of_broker(name: str) -> bool:
+    # A name that is no UTF-8 arrives as bytes.
+    return isinstance(name, str) and name.startswith(_BROKER_PREFIXES)
 
 
 def generation_of(headers: Mapping[str, Any]) -> Generation:
@@ -230,6 +241,27 @@ def letter(
     changed[DEATH_EXCEPTION] = _fit(failure.exception, min(4096, room // 4))
     changed[DEATH_TRACEBACK] = _fit_tail(failure.traceback, room - room // 4)
     return changed
+
+
+def lightened(headers: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the headers of a letter that fit into a frame whatever the message brought.
+
+    What is ours, and what is short, stays; the names of the others are in :data:`DEATH_DROPPED`, so that
+    an operator knows that there was more.
+    """
+    ours = {name: value for name, value in headers.items() if _is_ours(name)}
+    light = [name for name, value in headers.items() if name not in ours and _is_light(name, value)]
+    kept = {name: headers[name] for name in light[:_MOST_KEPT]} | ours
+    dropped = ", ".join(str(name) for name in headers if name not in kept)
+    return {**kept, DEATH_DROPPED: _fit(dropped, 1024)}
+
+
+def _is_ours(name: Any) -> bool:
+    return isinstance(name, str) and name.startswith(_DEATH)
+
+
+def _is_light(name: Any, value: Any) -> bool:
+    return not isinstance(value, Mapping | list | tuple) and _size({name: value}) <= _LIGHT
 
 
 def _size(headers: Mapping[str, Any]) -> int:

@@ -15,6 +15,10 @@ from unlost.core.ports import Ledger
 from unlost.core.settlement import Admission, Row
 from unlost.errors import ClaimLost
 
+#: Properties of a delivery that its copies do not have. The expiration would cut delays short and let the
+#: broker drop the message; the broker refuses a ``user_id`` that is not the publisher's (406).
+NOT_OURS_TO_REPEAT = frozenset({"application_headers", "expiration", "user_id"})
+
 
 @dataclass(frozen=True, slots=True)
 class NotYet:
@@ -82,12 +86,7 @@ def outgoing(
     attempt: Attempt, exchange: str, routing_key: str, headers: Mapping[str, Any], message_id: str
 ) -> Outgoing:
     """Return the delivery's own message, body untouched, with other headers and another destination."""
-    properties = {
-        name: value
-        for name, value in attempt.properties.items()
-        # The expiration would cut delays short and let the broker drop the message.
-        if name not in ("application_headers", "expiration")
-    }
+    properties = {name: value for name, value in attempt.properties.items() if name not in NOT_OURS_TO_REPEAT}
     return Outgoing(
         exchange=exchange,
         routing_key=routing_key,

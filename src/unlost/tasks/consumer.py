@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import random
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import amqp
@@ -14,18 +17,20 @@ from celery.worker.consumer import Consumer
 from celery.worker.consumer.tasks import Tasks
 
 from unlost.broker.connection import refusal_of
+from unlost.broker.unreadable import UNREADABLE, tolerant_frame_handler
 from unlost.core import headers as h
 from unlost.core.clock import epoch_ms
 from unlost.core.envelope import problem_of_headers
 from unlost.core.headers import Failure
 from unlost.core.message import Outgoing
 from unlost.core.parking import next_park
-from unlost.errors import BrokerError, TopologyError
+from unlost.errors import BrokerError, InvalidMessage, TopologyError
 from unlost.tasks.amqp import route
-from unlost.tasks.attempt import origin_of
+from unlost.tasks.attempt import NOT_OURS_TO_REPEAT, origin_of
 from unlost.tasks.check import check_topology
 from unlost.tasks.gatekeeper import Gatekeeper
 from unlost.tasks.gates import FETCHED_FROM, gates_of
+from unlost.tasks.received import UNPACKED, raw_body_of, receive_raw
 from unlost.tasks.request import ReliableRequest
 from unlost.tasks.runtime import Runtime, runtime_of
 from unlost.tasks.settings import EXIT_CONFIGURATION
@@ -35,6 +40,9 @@ from unlost.tasks.tracer import wrap
 from unlost.topology import naming
 
 logger = logging.getLogger(__name__)
+
+#: The longest pause between two attempts to reach the broker again.
+RECONNECT_EVERY = timedelta(seconds=5)
 
 
 class ReliableConsumer(Consumer):
@@ -89,6 +97,21 @@ class ReliableConsumer(Consumer):
         keeper = Gatekeeper(self, mine, self._runtime.traffic, throttle, self._runtime.settings.lease)
         keeper.start()
 
+    def connection_for_read(self, heartbeat: float | None = None) -> Any:
+        """Connect, without end, and so that no message's headers can end the worker."""
+        connection = self.app.connection_for_read(heartbeat=heartbeat)
+        options = {**(connection.transport_options or {}), "frame_handler": tolerant_frame_handler}
+        connection.transport_options = options
+        # Kombu's own intervals grow to 30 s, the same for all workers of a broker that comes back.
+        start, step = random.uniform(0.5, 1.5), random.uniform(0.5, 1.5)  # noqa: S311
+        connection.ensure_connection = partial(
+            connection.ensure_connection,
+            interval_start=start,
+            interval_step=step,
+            interval_max=RECONNECT_EVERY.total_seconds(),
+        )
+        return self.ensure_connected(connection)
+
     def _look_for_stranded(self) -> None:
         """Look every few seconds for what the pool has lost. Celery ends the timers of a lost connection."""
         if self._looking is not None:
@@ -120,9 +143,12 @@ class ReliableConsumer(Consumer):
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], Any]:
         """Return Celery's handler behind a check of the envelope, and with an end to every error."""
         handle = super().create_task_handler(*args, **kwargs)
+        receive_raw(self.task_consumer.channel, UNPACKED * self._runtime.settings.payload_limit)
         fatal = (*self.connection_errors, *self.channel_errors)
 
         def on_task_received(message: Any) -> Any:
+            if UNREADABLE in message.headers:
+                return self._dead_letter(message, "undecodable", str(message.headers[UNREADABLE]))
             problem = problem_of_headers(message.headers)
             if problem is not None:
                 return self._dead_letter(message, "malformed", problem)
@@ -189,12 +215,19 @@ class ReliableConsumer(Consumer):
     def _publish_then_settle(self, message: Any, copy: Outgoing) -> None:
         """Ack when the copy is confirmed; otherwise the delivery goes back and is tried again."""
         try:
-            self._runtime.publisher.publish(copy)
+            self._publish(copy)
         except BrokerError:
             logger.exception("a letter or parked copy could not be published: its delivery is given back")
             self.call_soon_ack(message.reject_log_error, logger, self.connection_errors, True)
             return
         self.call_soon_ack(message.ack_log_error, logger, self.connection_errors)
+
+    def _publish(self, copy: Outgoing) -> None:
+        try:
+            self._runtime.publisher.publish(copy)
+        except InvalidMessage as exc:
+            logger.warning("a delivery's copy goes without the headers that cannot be sent: %s", exc)
+            self._runtime.publisher.publish(replace(copy, headers=h.lightened(copy.headers)))
 
     def _queue_of(self, message: Any) -> str:
         """Return the queue a delivery came from; its routing key may be the delay path's."""
@@ -219,14 +252,12 @@ def letter_of_raw(runtime: Runtime, message: Any, queue: str, reason: str, text:
 def raw_copy(message: Any, exchange: str, routing_key: str, headers: Mapping[str, Any]) -> Outgoing:
     """Return a delivery's message as it came, undecoded, with other headers and another destination."""
     kept = {
-        name: value
-        for name, value in (message.properties or {}).items()
-        if name not in ("application_headers", "expiration")
+        name: value for name, value in (message.properties or {}).items() if name not in NOT_OURS_TO_REPEAT
     }
     return Outgoing(
         exchange=exchange,
         routing_key=routing_key,
-        body=message.body,
+        body=raw_body_of(message),
         headers=headers,
         properties={**kept, "delivery_mode": 2},
     )

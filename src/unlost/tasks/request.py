@@ -43,6 +43,7 @@ from unlost.tasks.crashpoints import Point
 from unlost.tasks.gatekeeper import is_stopping
 from unlost.tasks.gates import SPEAKS_AGAINST
 from unlost.tasks.patience import while_store_is_down
+from unlost.tasks.received import raw_body_of
 from unlost.tasks.runtime import runtime_of
 from unlost.tasks.tracer import EXPIRED, SETTLED
 
@@ -72,7 +73,8 @@ class ReliableRequest(Request):
         self.holder = make_holder()
         self._request_dict[h.HOLDER] = self.holder
         # The same object as the body that goes to the pool: pickle sends it once.
-        self._request_dict[h.RAW_BODY] = message.body if has_claim else self._body
+        same = not has_claim and "compression" not in message.headers
+        self._request_dict[h.RAW_BODY] = self._body if same else raw_body_of(message)
         #: Whether what the task depends on answered; ``None`` when the delivery's end does not tell.
         self._dependency_ok: bool | None = True
         self._runtime.traffic.begin(self, message.headers["task"], message.delivery_info or {})

@@ -8,8 +8,8 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Literal, Self
@@ -112,6 +112,29 @@ class MuteProxy(Proxy):
 
     def _forward(self, data: bytes, source: socket.socket, sink: socket.socket, *, answers: bool) -> None:
         if not (answers and source in self._muted):
+            sink.sendall(data)
+
+
+class HoleProxy(MuteProxy):
+    """Passes everything on, and on demand nothing at all, as a network that has lost its routes."""
+
+    def __init__(self, url: str) -> None:
+        self._is_hole = False
+        super().__init__(url)
+
+    @contextmanager
+    def hole(self) -> Iterator[None]:
+        """Swallow what is sent in both directions; connections of before and of meanwhile stay lost."""
+        self._is_hole = True
+        self.mute()
+        try:
+            yield
+        finally:
+            self.mute()
+            self._is_hole = False
+
+    def _forward(self, data: bytes, source: socket.socket, sink: socket.socket, **_: bool) -> None:
+        if not (self._is_hole or source in self._muted):
             sink.sendall(data)
 
 
