@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sys
 import time
 from datetime import timedelta
 from typing import Any
@@ -21,6 +20,7 @@ from sqlalchemy import Column, Integer, MetaData, String, Table, insert
 from tenacity import stop_after_attempt, wait_fixed
 
 import unlost
+from tests.support.going_wrong import go_wrong
 from unlost.errors import Permanent
 from unlost.testing.waiting import wait_until
 
@@ -334,28 +334,6 @@ def leaves_trace(self: Any, label: str) -> str:
     """Leave a trace and pass its label on."""
     note(label)
     return label
-
-
-def go_wrong(what: str) -> None:
-    """End this process, or raise, in the way named."""
-    match what:
-        case "kill":
-            os.kill(os.getpid(), signal.SIGKILL)
-            time.sleep(60)
-        case "segv":
-            os.kill(os.getpid(), signal.SIGSEGV)
-            time.sleep(60)
-        case "exit":
-            sys.exit(3)
-        case "_exit":
-            os._exit(3)
-        case "memory":
-            raise MemoryError
-        case "raise":
-            raise RuntimeError("after the fact")
-        case "kill-parent":
-            os.kill(os.getppid(), signal.SIGKILL)
-            time.sleep(60)
 
 
 @task(name="t.publishes_in_work")

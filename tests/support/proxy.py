@@ -157,6 +157,36 @@ class FlakyProxy(Proxy):
             _shut(sink)
 
 
+class SwitchProxy(Proxy):
+    """Passes everything on, until it is told to cut what is open or to let nobody in."""
+
+    def __init__(self, url: str) -> None:
+        self._admits = True
+        super().__init__(url)
+
+    def cut(self) -> None:
+        """End all connections that are open now, on both sides."""
+        for each in [*self._open]:
+            _shut(each)
+
+    def refuse(self) -> None:
+        """Cut, and end every new connection at once, as a broker that is down does."""
+        self._admits = False
+        self.cut()
+
+    def admit(self) -> None:
+        """Let connections through again."""
+        self._admits = True
+
+    def _opened(self, client: socket.socket, broker: socket.socket) -> None:
+        if not self._admits:
+            _shut(client)
+            _shut(broker)
+
+    def _forward(self, data: bytes, _: socket.socket, sink: socket.socket, **__: bool) -> None:
+        sink.sendall(data)
+
+
 def _shut(each: socket.socket) -> None:
     # The other side may have closed it long ago.
     with suppress(OSError):
