@@ -6,15 +6,11 @@ row in ``runs`` and each effect a row in ``effects``, in the store's own databas
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
-import resource
 import signal
-import sys
 import time
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 from celery import Celery
@@ -24,6 +20,7 @@ from sqlalchemy import Column, Integer, MetaData, String, Table, insert
 from tenacity import stop_after_attempt, wait_fixed
 
 import unlost
+from tests.support.going_wrong import go_wrong
 from unlost.errors import Permanent
 from unlost.testing.waiting import wait_until
 
@@ -358,43 +355,6 @@ def leaves_trace(self: Any, label: str) -> str:
     """Leave a trace and pass its label on."""
     note(label)
     return label
-
-
-def run_out_of_memory() -> None:
-    """Allocate until the process's limit, which is a little above what it has, refuses."""
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 64 * 1024 * 1024,) * 2)
-    hoard = []
-    while True:
-        hoard.append(bytearray(1024 * 1024))
-
-
-def go_wrong(what: str) -> None:
-    """End this process, or raise, in the way named."""
-    match what:
-        case "kill":
-            os.kill(os.getpid(), signal.SIGKILL)
-            time.sleep(60)
-        case "segv":
-            os.kill(os.getpid(), signal.SIGSEGV)
-            time.sleep(60)
-        case "fault":
-            ctypes.string_at(0)
-        case "abort":
-            os.abort()
-        case "oom":
-            run_out_of_memory()
-        case "exit":
-            sys.exit(3)
-        case "_exit":
-            os._exit(3)
-        case "memory":
-            raise MemoryError
-        case "raise":
-            raise RuntimeError("after the fact")
-        case "kill-parent":
-            os.kill(os.getppid(), signal.SIGKILL)
-            time.sleep(60)
 
 
 @task(name="t.publishes_in_work")

@@ -1,0 +1,1 @@
+"""Each loss mode of Celery on RabbitMQ, on plain Celery and on unlost."""
