@@ -29,6 +29,7 @@ from unlost.core.uniqueness import unique_id
 from unlost.errors import ConfigurationError, PublishError, StoreUnavailable, UniqueConflict
 from unlost.idempotency.holder import make_holder
 from unlost.tasks.runtime import Runtime, runtime_of
+from unlost.tasks.sink import captured
 from unlost.testing.brokers import Vhost
 
 pytestmark = pytest.mark.one_broker
@@ -292,7 +293,7 @@ def test_a_window_of_confirms_does_not_hold_a_unique_task(here: Shop) -> None:
 def test_what_cannot_be_decided_at_publish_time_is_refused(here: Shop) -> None:
     """A transaction may still be rolled back, and a bulk is confirmed later."""
     task = here.task()
-    with pytest.raises(ConfigurationError, match="after the transaction"), here.runtime.outbox.taking():
+    with pytest.raises(ConfigurationError, match="after the transaction"), captured(here.runtime.sink):
         task.delay(5)
     with pytest.raises(ConfigurationError, match="loop over delay"):
         task.apply_many([(5,)])

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -22,7 +22,7 @@ from unlost.broker.apply import apply
 from unlost.broker.management import Management
 from unlost.chaos.crew import Command, Crew
 from unlost.chaos.history import Recorder, fresh_file
-from unlost.chaos.nemesis.workers import KillWorkers
+from unlost.chaos.nemesis import Conductor, KillWorkers, Scene, Schedule
 from unlost.testing.brokers import Broker, Vhost
 from unlost.testing.waiting import wait_until
 from unlost.topology.model import Topology
@@ -81,6 +81,7 @@ def run(plan: Plan, broker: Broker, folder: Path, store: str | None = None) -> O
     with _declared(broker) as vhost:
         environment = _environment(vhost, folder, store or f"sqlite:///{folder / 'store.sqlite'}")
         command = Command(
+            app="tests.support.retrying:app",
             workload="tests.support.retrying:Retries",
             options="{}",
             history=folder / "history",
@@ -88,16 +89,18 @@ def run(plan: Plan, broker: Broker, folder: Path, store: str | None = None) -> O
         )
         with Crew(command, size=plan.workers, concurrency=plan.concurrency, logs=folder) as crew:
             crew.wait_ready()
-            return _run(plan, broker, crew, environment, folder)
+            scene = Scene(crew=crew, vhost=vhost, recorder=Recorder(fresh_file(folder / "history", "nemesis")))
+            return _run(plan, broker, scene, environment, folder)
 
 
-def _run(plan: Plan, broker: Broker, crew: Crew, environment: Mapping[str, str], folder: Path) -> Outcome:
+def _run(plan: Plan, broker: Broker, scene: Scene, environment: Mapping[str, str], folder: Path) -> Outcome:
     messages = list(_messages(plan))
     sent = {number: queue for number, queue, _ in messages}
-    recorder = Recorder(fresh_file(folder / "history", "nemesis"))
+    nemeses = [] if plan.kill_every is None else [KillWorkers(every=plan.kill_every)]
+    span = timedelta(seconds=plan.messages / plan.rate) + plan.longest + plan.patience
     outages: list[Window] = []
     starts = folder / "starts"
-    with _nemesis(plan, crew, recorder) as killer:
+    with Conductor(Schedule.draw(nemeses, plan.seed, span), scene) as killer:
         client = threading.Thread(target=_publish, args=(messages, plan.rate, environment))
         client.start()
         if plan.restart_broker:
@@ -105,7 +108,7 @@ def _run(plan: Plan, broker: Broker, crew: Crew, environment: Mapping[str, str],
             outages.append(_restart(broker))
         client.join()
     _wait_for_retries(starts, len(sent), plan.patience)
-    return Outcome(read_starts(starts), sent, killer.kills if killer else 0, outages)
+    return Outcome(read_starts(starts), sent, killer.strikes, outages)
 
 
 def _messages(plan: Plan) -> Iterator[tuple[int, str, tuple[Any, ...]]]:
@@ -155,16 +158,6 @@ def _restart(broker: Broker) -> Window:
     broker.kill()
     broker.restart()
     return Window(begun, time.time() * 1000)
-
-
-@contextmanager
-def _nemesis(plan: Plan, crew: Crew, recorder: Recorder) -> Iterator[KillWorkers | None]:
-    if plan.kill_every is None:
-        with nullcontext() as nothing:
-            yield nothing
-        return
-    with KillWorkers(crew, recorder, every=plan.kill_every, seed=plan.seed) as killer:
-        yield killer
 
 
 @contextmanager

@@ -61,7 +61,6 @@ def note(request: Any, number: int, attempt: int, now: float, after_ms: int) -> 
 class Retries:
     """The chaos kit's view of the app; the run keeps its own records."""
 
-    app = "tests.support.retrying:app"
 
     def value_of(self, *_: Any) -> None:
         """Nothing is promised here."""

@@ -79,6 +79,12 @@ class Captured(Owned):
         self.messages.append(message)
 
 
+def is_captured(variable: SinkVar) -> bool:
+    """Return whether what this thread publishes now is kept instead of sent."""
+    sink = variable.get()
+    return sink is not None and not sink.publishes and sink.takes(settling=False)
+
+
 @contextmanager
 def installed(variable: SinkVar, sink: S) -> Iterator[S]:
     """Let a sink take what this context publishes in the block, and close it at the end."""

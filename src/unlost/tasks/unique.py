@@ -24,6 +24,7 @@ from unlost.idempotency.holder import make_holder
 from unlost.tasks.amqp import due_in
 from unlost.tasks.keys import arguments_of, value_of
 from unlost.tasks.runtime import Runtime
+from unlost.tasks.sink import is_captured
 
 if TYPE_CHECKING:
     from unlost.tasks.task import ReliableTask
@@ -84,7 +85,7 @@ def publish_unique(
         StoreUnavailable: Nobody can say whether there is one; nothing was sent.
         ConfigurationError: It would be published in a transaction.
     """
-    if runtime.outbox.is_taking:
+    if is_captured(runtime.sink):
         raise ConfigurationError(
             f"{task.name} is unique, which is decided when it is published: publish it with delay() after "
             "the transaction, or give it a key, which is decided when it runs"
