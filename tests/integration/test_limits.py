@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 
 from tests.support.gates import Gated, gated
-from unlost.testing.brokers import Vhost
+from unlost.testing.brokers import Broker, Vhost
 
 pytestmark = pytest.mark.one_broker
 
 
-@pytest.fixture
-def office(vhost: Vhost, tmp_path: Path) -> Iterator[Gated]:
+@pytest.fixture(scope="module")
+def office(broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gated]:
     """The gated app on a fresh vhost, with two workers of two processes."""
-    with gated(vhost, tmp_path) as made:
-        made.start()
+    with broker.fresh_vhost() as vhost, gated(vhost, tmp_path_factory.mktemp("office")) as made:
+        made.start(wait=False)
         made.start()
         yield made
 

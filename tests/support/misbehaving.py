@@ -136,10 +136,10 @@ def tries_in_process(self: Any, label: str) -> None:
 
 
 @task(name="t.postponed", retry=THRICE)
-def postponed(self: Any, label: str) -> None:
+def postponed(self: Any, label: str, seconds: int = 1) -> None:
     """Ask once to be run later."""
     if note(label) == 1:
-        raise self.retry_later("not open yet", after=timedelta(seconds=1))
+        raise self.retry_later("not open yet", after=timedelta(seconds=seconds))
 
 
 @task(name="t.celery_autoretry", autoretry_for=(KeyError,), max_retries=1, retry_backoff=1)

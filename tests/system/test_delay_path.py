@@ -1,8 +1,9 @@
-"""How punctual the delay path itself is, when five hundred messages a second come off it."""
+"""The delay path itself: how punctual it is under load, and that it outlives a node."""
 
 from __future__ import annotations
 
 import json
+import os
 import random
 import threading
 import time
@@ -13,13 +14,14 @@ import amqp
 import pytest
 
 from tests.support.apps import WORK, close, declare, reliable_app, shop
+from tests.support.brokers import require
 from tests.support.raw_amqp import open_channel
 from unlost.core.clock import from_epoch_ms
 from unlost.core.message import Outgoing
 from unlost.core.outcome import Outcome
 from unlost.tasks.amqp import route
 from unlost.tasks.runtime import runtime_of
-from unlost.testing.brokers import Vhost
+from unlost.testing.brokers import Vhost, docker_cluster
 from unlost.topology.model import Topology
 
 pytestmark = [pytest.mark.system, pytest.mark.long]
@@ -57,6 +59,25 @@ def test_five_hundred_due_a_second_come_off_the_path_within_a_second(vhost: Vhos
     assert p99 < 1
 
 
+def test_delays_outlive_the_loss_of_a_node(tmp_path: Path, pytestconfig: pytest.Config) -> None:
+    """Of three nodes one dies for good while messages wait on it: all arrive, none early."""
+    require("docker", pytestconfig)
+    topology = shop(levels=6)
+    with docker_cluster(environ=os.environ) as cluster, cluster.fresh_vhost() as vhost:
+        declare(vhost, topology)
+        app = reliable_app(vhost, tmp_path, topology)
+        due = [time.time() + 20 + number / 10 for number in range(100)]
+        messages = (delayed(topology, each) for each in due)
+        published = runtime_of(app).publisher.publish_many(messages)
+        assert all(each.outcome is Outcome.OK for each in published)
+        close(app)
+        cluster.nodes[2].kill()
+        late: list[float] = []
+        consume(vhost, late, len(due))
+        assert len(late) == len(due)
+        assert min(late) > -0.002
+
+
 def delayed(topology: Topology, due: float) -> Outgoing:
     """Return a message that is due then; its wait is of whole seconds but for what its publish takes."""
     # What remains is rounded up on the path: due a little before a whole second from now.
@@ -68,17 +89,17 @@ def delayed(topology: Topology, due: float) -> Outgoing:
     )
 
 
-def consume(vhost: Vhost, late: list[float]) -> None:
+def consume(vhost: Vhost, late: list[float], messages: int = MESSAGES) -> None:
     """Note how late each message arrives."""
 
     def arrived(message: amqp.Message) -> None:
         late.append(time.time() - json.loads(message.body))
-        if len(late) % 100 == 0 or len(late) == MESSAGES:
+        if len(late) % 100 == 0 or len(late) == messages:
             channel.basic_ack(message.delivery_tag, multiple=True)
 
     with open_channel(vhost.amqp_url) as channel:
         channel.basic_qos(0, 1000, False)
         channel.basic_consume(WORK, callback=arrived)
         deadline = time.monotonic() + 100
-        while len(late) < MESSAGES and time.monotonic() < deadline:
+        while len(late) < messages and time.monotonic() < deadline:
             channel.connection.drain_events(timeout=60)

@@ -54,6 +54,8 @@ def test_the_public_names_are_those_we_promise() -> None:
     import unlost
 
     assert sorted(unlost.__all__) == [
+        "Breaker",
+        "Limit",
         "Permanent",
         "ReliableTask",
         "RetryLater",

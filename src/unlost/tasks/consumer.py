@@ -157,6 +157,8 @@ class ReliableConsumer(Consumer):
             home = self._runtime.traffic.gate_of(message.headers["task"])
             if home is not None and home != self._queue_of(message):
                 return self._move(message, home)
+            if self._runtime.traffic.defers(message.headers["task"], message):
+                return None
             try:
                 return handle(message)
             except fatal:

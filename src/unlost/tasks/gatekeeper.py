@@ -7,11 +7,12 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from datetime import timedelta
 from typing import Any, TypeVar
 
+import amqp
 from celery.worker import state
 
 from unlost.core.breaker import Breaker, Circuit
@@ -92,6 +93,10 @@ class Gatekeeper:
             self._traffic.see(gate.queue, circuit)
             if not circuit.flows:
                 self._close(gate.queue, circuit)
+            # Only now: what is given back must not come to this worker again.
+            if deferred := self._traffic.take_deferred(gate.queue):
+                self._tap.go_on(deferred, flows=circuit.flows)
+            if not circuit.flows:
                 self._probe(gate.queue, gate.breaker, circuit)
                 return TURN
         if gate.limit is not None:
@@ -195,6 +200,22 @@ class Tap:
     def fetch(self, queue: str, most: int, *, probe: bool = False) -> int:
         """Get messages and have them handled as if they had been delivered; return how many there were."""
         return self._on_loop(lambda: self._fetch(queue, most, probe=probe))
+
+    def go_on(self, messages: Sequence[Any], *, flows: bool) -> None:
+        """Have messages handled that were kept for a moment, or give them back uncounted."""
+        self._on_loop(lambda: self._go_on(messages, flows=flows))
+
+    def _go_on(self, messages: Sequence[Any], *, flows: bool) -> None:
+        for message in messages:
+            if message.channel is not self._channel():
+                # Of a lost connection: the broker has given it back itself.
+                continue
+            if flows:
+                self._consumer.task_consumer.on_message(message)
+            else:
+                # From RabbitMQ 4.3 on a nack is not counted, as a reject is; py-amqp has no method for it.
+                tag = message.delivery_tag
+                message.channel.send_method(amqp.spec.Basic.Nack, "Lbb", (tag, False, True))
 
     def hands(self) -> int:
         """Return how many more messages the worker would prefetch."""

@@ -80,6 +80,8 @@ class Passage:
         has_probe: Whether a message was fetched as a probe.
         answers: How the probe ended: one value, or none yet.
         circuit: What the store said last.
+        is_unsure: Whether an attempt has failed of which the store has not been told.
+        deferred: Messages that came meanwhile, unacked; never more than are prefetched.
     """
 
     running: WeakSet[Any] = field(default_factory=WeakSet)
@@ -87,6 +89,8 @@ class Passage:
     has_probe: bool = False
     answers: list[bool | None] = field(default_factory=list)
     circuit: Circuit | None = None
+    is_unsure: bool = False
+    deferred: list[Any] = field(default_factory=list)
 
 
 class Traffic:
@@ -131,9 +135,31 @@ class Traffic:
             passage.running.discard(request)
             passage.tally.ok += ok is True
             passage.tally.failed += ok is False
+            passage.is_unsure |= ok is False
             if delivery_info.get(PROBE):
                 passage.answers.append(ok)
         self.changed.set()
+
+    def defers(self, task: str, message: Any) -> bool:
+        """Keep a message for a moment, if its task's circuit is open or a failure may just be opening it."""
+        with self._lock:
+            passage = self._of(task)
+            if passage is None or message.delivery_info.get(PROBE):
+                return False
+            if not passage.is_unsure and (passage.circuit is None or passage.circuit.flows):
+                return False
+            passage.deferred.append(message)
+        return True
+
+    def take_deferred(self, queue: str) -> list[Any]:
+        """Return the messages that were kept, once the store has been told of every failure."""
+        with self._lock:
+            passage = self._passages[queue]
+            if passage.tally.failed:
+                return []
+            passage.is_unsure = False
+            taken, passage.deferred = passage.deferred, []
+        return taken
 
     def running(self, queue: str) -> int:
         """Return how many deliveries of a gate are with this worker."""
