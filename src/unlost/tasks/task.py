@@ -363,15 +363,17 @@ class ReliableTask(Task):
         if attempt.completed:
             raise ConfigurationError(f"{self.name}: a run has one unit of work, and this one had it")
         runtime = self._runtime
-        opened = attempt.ledger.unit_of_work(
-            attempt.message, attempt.row, encode_result, attempt.claim, within
-        )
+
+        def encode(result: Any) -> str | None:
+            attempt.result = text = encode_result(runtime, attempt.message, result)
+            return text
+
+        opened = attempt.ledger.unit_of_work(attempt.message, attempt.row, encode, attempt.claim, within)
         with opened as work:
             ours = UnitOfWork(work, runtime.outbox)
             yield ours
             work.result = ours.result
             runtime.points.reach(Point.COMMITTING, attempt.message)
-        attempt.result = encode_result(work.result)
         attempt.completed = True
         runtime.points.reach(Point.COMMITTED, attempt.message)
 
