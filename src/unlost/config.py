@@ -49,6 +49,8 @@ class Settings(BaseModel):
             message that is older than this and has no row is dead-lettered as ``too-old``.
         hold: The longest wait of a copy whose message somebody else holds.
         park: How long a message waits in all for a worker that knows its task or its version.
+        result_limit: Characters of a result's JSON above which it goes to the claim store; without one it is
+            refused, and the task ends as a letter.
         max_crashes: Crashes after which a message is poison.
         max_lost: Takeovers after which a message is poison.
         claim_store: URL of the store for large payloads (``file:///FOLDER``, a database, ``s3://...``);
@@ -73,6 +75,7 @@ class Settings(BaseModel):
     hold: timedelta = timedelta(minutes=5)
     park: timedelta = timedelta(hours=1)
     retention: timedelta = timedelta(days=14)
+    result_limit: int = Field(default=1024 * 1024, gt=0)
     max_crashes: int = 3
     max_lost: int = 20
     claim_store: str | None = None

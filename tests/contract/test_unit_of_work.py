@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Callable, Iterator
 from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 import pytest
-from sqlalchemy import event, text
+from sqlalchemy import Engine, create_engine, event, text
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, scoped_session, sessionmaker
 
 from tests.support.ledgers import (
     MESSAGE,
@@ -20,7 +22,7 @@ from tests.support.ledgers import (
     read,
 )
 from unlost.core.settlement import State
-from unlost.errors import LeaseLost, StoreError
+from unlost.errors import ConfigurationError, LeaseLost, StoreError
 from unlost.idempotency.sql import SqlStore
 
 
@@ -177,3 +179,98 @@ def test_a_commit_that_fails_is_rolled_back(store: SqlStore, path: Path) -> None
     other = sqlite3.connect(path, timeout=0)
     other.execute("BEGIN IMMEDIATE")
     other.close()
+
+
+PLACES: dict[str, Callable[[Engine], Any]] = {
+    "session": Session,
+    "scoped session": lambda engine: scoped_session(sessionmaker(engine)),
+    "connection": Engine.connect,
+}
+
+
+def pay_at(place: Any, amount: int) -> None:
+    """Write a business row at a place of the caller's."""
+    place.execute(text("INSERT INTO payments VALUES (:amount)"), {"amount": amount})
+
+
+@pytest.fixture(params=PLACES)
+def mine(request: pytest.FixtureRequest, store: SqlStore) -> Iterator[Any]:
+    """A session or connection of the caller's, on the store's engine."""
+    place = PLACES[request.param](store.engine)
+    yield place
+    place.close()
+
+
+def test_a_callers_own_transaction_commits_with_done(store: SqlStore, mine: Any) -> None:
+    """What it wrote before and in the block is there with the done record, and it can go on."""
+    row = granted(store)
+    pay_at(mine, 1)
+
+    with store.unit_of_work(MESSAGE, row, str, None, mine) as work:
+        pay_at(mine, 2)
+        pay(work, 3)
+
+    pay_at(mine, 4)
+    mine.rollback()
+    assert payments(store) == [1, 2, 3]
+    assert read(store).state is State.DONE
+
+
+@pytest.mark.parametrize("end", ["raise", "commit", "rollback"])
+def test_a_callers_own_transaction_is_rolled_back(store: SqlStore, mine: Any, end: str) -> None:
+    """By an exception of the body, and by a commit or rollback of its own inside the block."""
+    row = granted(store)
+
+    def body() -> None:
+        with store.unit_of_work(MESSAGE, row, str, None, mine):
+            pay_at(mine, 1)
+            if end == "raise":
+                raise StoreError("begin_nested")
+            getattr(mine, end)()
+
+    with pytest.raises(StoreError, match="begin_nested"):
+        body()
+    mine.rollback()
+    assert payments(store) == []
+    assert read(store) == row
+
+
+def test_a_callers_own_transaction_is_fenced(store: SqlStore, mine: Any, clock: BootClock) -> None:
+    """A holder that was taken over commits nothing, wherever it writes."""
+    stale = granted(store)
+    clock.seconds += 15
+    current = granted(store)
+
+    with pytest.raises(LeaseLost), store.unit_of_work(MESSAGE, stale, str, None, mine):
+        pay_at(mine, 1)
+    assert payments(store) == []
+    assert read(store) == current
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_callers_own_engine_is_used_where_it_does_no_harm(server_url: str, place: str) -> None:
+    """A session of another engine on the same database server commits with the done record."""
+    store, engine = SqlStore(server_url), create_engine(server_url)
+    store.create_schema()
+    with engine.begin() as connection:
+        connection.execute(text("CREATE TABLE payments (amount INTEGER)"))
+    mine = PLACES[place](engine)
+    with store.unit_of_work(MESSAGE, granted(store), str, None, mine):
+        pay_at(mine, 1)
+    mine.close()
+    assert (payments(store), read(store).state) == ([1], State.DONE)
+    engine.dispose()
+    store.close()
+
+
+@pytest.mark.parametrize("path", ["other.sqlite", "ledger.sqlite"])
+def test_an_engine_whose_rows_would_not_be_safe_is_refused(
+    store: SqlStore, tmp_path: Path, path: str
+) -> None:
+    """Rows in another file would not commit with the done record, another engine breaks SQLite's locks."""
+    elsewhere = create_engine(f"sqlite:///{tmp_path / path}")
+    with Session(elsewhere) as session:
+        refused = store.unit_of_work(MESSAGE, granted(store), str, None, session)
+        with pytest.raises(ConfigurationError, match="the store's own engine"):
+            refused.__enter__()
+    elsewhere.dispose()

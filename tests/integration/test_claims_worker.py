@@ -29,6 +29,32 @@ def shop(vhost: Vhost, tmp_path: Path) -> Iterator[Bench]:
         yield made
 
 
+def test_large_results_reach_links_and_duplicates(vhost: Vhost, tmp_path: Path) -> None:
+    """The ledger keeps a reference, and whoever asks for the result gets all of it."""
+    settings = {"UNLOST_CLAIM_STORE": f"file://{tmp_path}/claims", "UNLOST_RESULT_LIMIT": "2000"}
+    with bench(vhost, tmp_path, **settings) as shop:
+        shop.start()
+        twice = "m.leaves_trace.apply_async(({text!r},), task_id='one', link=m.measures.s())"
+        shop.call(twice.format(text=LARGE))
+        shop.wait_for(lambda: shop.runs()["measured-3000"] == 1, "the link has run")
+        shop.call(twice.format(text=LARGE))
+        shop.wait_for(lambda: shop.runs()["measured-3000"] == 2, "the duplicate's link has run")
+        assert shop.runs()[LARGE] == 1
+        [(result,)] = shop.rows("select result from unlost_messages where message like '%[one]'")
+        assert result.startswith("claim:")
+
+
+def test_a_result_over_the_limit_is_a_letter_without_a_claim_store(vhost: Vhost, tmp_path: Path) -> None:
+    """It says how large it is and what can be done; nothing is cut off in silence."""
+    with bench(vhost, tmp_path, UNLOST_RESULT_LIMIT="2000") as shop:
+        shop.start()
+        shop.call(f"m.leaves_trace.delay({LARGE!r})")
+        shop.wait_for(shop.letters, "the letter is there")
+        [(headers, _)] = shop.letters()
+        assert headers[h.DEATH_REASON] == "permanent"
+        assert "result_limit=2000" in headers[h.DEATH_EXCEPTION]
+
+
 def waiting_sizes(shop: Bench) -> list[tuple[int, bool]]:
     """Return, for each message in the queue, its size and whether it carries a claim."""
     return [(len(body), h.CLAIM in headers) for headers, body in shop.letters("t.work")]

@@ -188,6 +188,12 @@ def reports_result(self: Any, result: Any) -> None:
     note(f"received-{result}")
 
 
+@task(name="t.measures")
+def measures(self: Any, result: Any) -> None:
+    """Say how long the result is that the link received."""
+    note(f"measured-{len(result)}")
+
+
 @task(name="t.calls")
 def calls(self: Any, label: str) -> None:
     """Call the body of another task directly."""

@@ -89,7 +89,8 @@ def run(plan: Plan, broker: Broker, folder: Path, store: str | None = None) -> O
         )
         with Crew(command, size=plan.workers, concurrency=plan.concurrency, logs=folder) as crew:
             crew.wait_ready()
-            scene = Scene(crew=crew, vhost=vhost, recorder=Recorder(fresh_file(folder / "history", "nemesis")))
+            recorder = Recorder(fresh_file(folder / "history", "nemesis"))
+            scene = Scene(crew=crew, vhost=vhost, recorder=recorder)
             return _run(plan, broker, scene, environment, folder)
 
 

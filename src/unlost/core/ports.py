@@ -94,9 +94,12 @@ class Ledger(Protocol):
         """End the holder's leases uncounted; false (and no write) when it holds nothing."""
 
     def unit_of_work(
-        self, message: MessageId, row: Row, encode: Any, claim: Claim | None = None
+        self, message: MessageId, row: Row, encode: Any, claim: Claim | None = None, within: Any = None
     ) -> AbstractContextManager[Work]:
-        """Open a transaction that commits business rows and the done record, the key's too, together."""
+        """Open a transaction that commits business rows and the done record, the key's too, together.
+
+        ``within`` is a session or connection of the caller's whose transaction it shall be.
+        """
 
     def read(self, message: MessageId) -> Row | None:
         """Return the row, for tools and tests."""

@@ -94,6 +94,7 @@ class Unrecorded(MemoryStore):
         row: Row,  # noqa: ARG002
         encode: Any,  # noqa: ARG002
         claim: Claim | None = None,  # noqa: ARG002
+        within: Any = None,  # noqa: ARG002
     ) -> AbstractContextManager[Work]:
         """Refuse: the rows would have to be written to the store that is down.
 

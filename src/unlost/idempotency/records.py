@@ -198,6 +198,7 @@ class RecordStore(ABC):
         row: Row,  # noqa: ARG002
         encode: Any,  # noqa: ARG002
         claim: Claim | None = None,  # noqa: ARG002
+        within: Any = None,  # noqa: ARG002
     ) -> AbstractContextManager[Work]:
         """Refuse: there is no transaction to join.
 

@@ -10,14 +10,14 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any, TypeGuard
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, event, select
 from sqlalchemy.exc import DBAPIError, IntegrityError
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, scoped_session
 
 from unlost.core import settlement
 from unlost.core.headers import Failure
@@ -27,7 +27,7 @@ from unlost.core.settlement import Admission, Delivery, Held, Limits, Resend, Ro
 from unlost.database.database import Database
 from unlost.database.errors import is_contention, is_passing, translated
 from unlost.database.migrations import migrate
-from unlost.errors import LeaseLost, StoreError, StoreUnavailable
+from unlost.errors import ConfigurationError, LeaseLost, StoreError, StoreUnavailable
 from unlost.idempotency.holder import is_gone, is_of_another_boot
 from unlost.idempotency.schema import MIGRATIONS, PART, failure_text, from_columns, messages, to_columns
 from unlost.idempotency.statements import Statements
@@ -250,6 +250,7 @@ class SqlStore:
         row: Row,
         encode: Callable[[Any], str | None],
         claim: Claim | None = None,
+        within: Session | scoped_session[Session] | Connection | None = None,
     ) -> Iterator[SqlWork]:
         """Open a transaction for business rows; on exit the done record is written and all commits.
 
@@ -257,16 +258,24 @@ class SqlStore:
         than the lease. What the business rows violate is raised as it is, for the task's retry policy;
         what may pass (a lost connection, a deadlock) is raised as StoreUnavailable, and always retried.
 
+        Args:
+            message: What is done.
+            row: The lease.
+            encode: Makes the text that is recorded of the result.
+            claim: The key, done together with the message.
+            within: The caller's own session or connection, on the same database (on SQLite of the store's own
+                engine): the transaction is its, with all that it has done in it so far. It stays open.
+
         Raises:
+            ConfigurationError: ``within`` is on another database.
             LeaseLost: Somebody took the message over; everything is rolled back.
             StoreUnavailable: The database went away, and nothing was committed, or cannot tell.
             StoreError: The body ended the transaction itself; it is not marked done without its rows.
         """
-        with self.database.in_use(), self._connected() as connection, Session(bind=connection) as session:
-            with translated():
-                transaction = connection.begin()
+        with self.database.in_use(), self._opened(within) as (connection, session, transaction):
             work = SqlWork(connection, session)
-            with _passing():
+            # A session of ours joins our transaction, and cannot commit it.
+            with nullcontext() if within is None else _without_commit(connection), _passing():
                 yield work
                 session.flush()
             result = encode(work.result)
@@ -286,6 +295,46 @@ class SqlStore:
                     self._complete_claim(connection, claim, result)
             except StoreUnavailable as exc:
                 self._resolve_commit(message, row, exc)
+
+    @contextmanager
+    def _opened(
+        self, within: Session | scoped_session[Session] | Connection | None
+    ) -> Iterator[tuple[Connection, Session, Any]]:
+        """Begin a transaction, or take the caller's; what is not committed in the end is rolled back."""
+        if within is None:
+            with self._connected() as connection, Session(bind=connection) as session:
+                with translated():
+                    transaction = connection.begin()
+                yield connection, session, transaction
+            return
+        with translated():
+            connection = within if isinstance(within, Connection) else within.connection()
+        self._refuse_elsewhere(connection)
+        if isinstance(within, Connection):
+            with _rolled_back(connection), Session(bind=connection) as session:
+                yield connection, session, connection.get_transaction() or connection.begin()
+            return
+        session = within() if isinstance(within, scoped_session) else within
+        with _rolled_back(session):
+            yield connection, session, session.get_transaction()
+
+    def _refuse_elsewhere(self, connection: Connection) -> None:
+        """Refuse a connection to another database: rows there would not commit with the done record."""
+        theirs, ours = connection.engine.url, self.database.url
+        if connection.engine is self.engine:
+            return
+        if self.database.dialect.single_host:
+            raise ConfigurationError(
+                "unit_of_work(): on SQLite the session must have the store's own engine, for a fork beside "
+                "another one breaks its locks: use unlost.install(...).engine"
+            )
+        places = [(url.get_backend_name(), url.host, url.port, url.database) for url in (theirs, ours)]
+        if places[0] != places[1]:
+            raise ConfigurationError(
+                f"unit_of_work(): the session is on {theirs.render_as_string(hide_password=True)} and the "
+                f"store on {ours.render_as_string(hide_password=True)}: one transaction needs one database, "
+                "so give the session the engine of unlost.install(...).engine"
+            )
 
     def _connected(self) -> Connection:
         with translated():
@@ -370,6 +419,36 @@ class UnguardedStore(SqlStore):
             )
             connection.execute(self._sql.overwrite, {**to_columns(again), **key})
             return Run(again)
+
+
+@contextmanager
+def _rolled_back(place: Session | Connection) -> Iterator[None]:
+    """Roll the caller's transaction back if the block fails; it is not ours to close."""
+    try:
+        yield
+    except BaseException:
+        place.rollback()
+        if isinstance(place, Connection) and not place.closed:
+            # After a COMMIT that was refused SQLAlchemy believes that there is no transaction any more.
+            place.connection.rollback()
+        raise
+
+
+@contextmanager
+def _without_commit(connection: Connection) -> Iterator[None]:
+    """Refuse a commit inside the block: the rows would be there without the done record."""
+
+    def refuse(_connection: Connection) -> None:
+        raise StoreError(
+            "a commit inside unit_of_work(): its block commits, together with the done record; use "
+            "session.begin_nested() for what may fail alone"
+        )
+
+    event.listen(connection, "commit", refuse)
+    try:
+        yield
+    finally:
+        event.remove(connection, "commit", refuse)
 
 
 @contextmanager

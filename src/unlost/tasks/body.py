@@ -31,7 +31,7 @@ from unlost.tasks.crashpoints import Point
 from unlost.tasks.inprocess import since_start
 from unlost.tasks.keys import Duplicate, KeyHeld, claim
 from unlost.tasks.patience import while_store_is_down
-from unlost.tasks.results import decode_result, encode_result
+from unlost.tasks.results import decode_result, encode_result, is_claimed, text_of
 from unlost.tasks.runtime import Runtime
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class InvalidPayload(Exception):
 def perform(task: ReliableTask, runtime: Runtime, attempt: Attempt, args: Any, kwargs: Any) -> Any:
     """Run the body, or repeat a recorded outcome, and return what the tracer shall see."""
     if isinstance(attempt.admission, AlreadyDone):
-        return _repeat(task, attempt)
+        return _repeat(task, runtime, attempt)
     if isinstance(attempt.admission, Resend):
         failure = attempt.row.failure or Failure(reason="unknown")
         raise RecordedFailure(f"{failure.reason}: {failure.exception_type} {failure.exception}".strip())
@@ -90,12 +90,12 @@ def perform(task: ReliableTask, runtime: Runtime, attempt: Attempt, args: Any, k
         raise Fenced(str(exc)) from exc
 
 
-def _repeat(task: ReliableTask, attempt: Attempt) -> Any:
+def _repeat(task: ReliableTask, runtime: Runtime, attempt: Attempt) -> Any:
     """Return the recorded result of a message that is done, or end as quietly as it ended."""
     _forget_errbacks(task)
     if attempt.row.failure is not None:
         raise Ignore(attempt.row.failure.reason)
-    return decode_result(attempt.row.result)
+    return decode_result(runtime, attempt.row.result)
 
 
 def _forget_errbacks(task: ReliableTask) -> None:
@@ -109,11 +109,12 @@ def _run(task: ReliableTask, runtime: Runtime, attempt: Attempt, args: Any, kwar
         if done is not None:
             return _finish_duplicate(task, runtime, attempt, done)
         returned = _invoke(task, attempt, args, kwargs)
-        result = encode_result(returned)
+        # What a unit of work has recorded stands; the returned value is only compared.
+        result = text_of(returned) if attempt.completed else encode_result(runtime, attempt.message, returned)
     except (MemoryError, SystemExit, KeyboardInterrupt, GeneratorExit) as exc:
         if attempt.completed and not _ends_the_worker(exc):
             logger.exception("%s raised after its unit of work had committed: it is done", attempt.message)
-            return _finish(task, attempt)
+            return _finish(task, runtime, attempt)
         _crash(runtime, attempt, exc)
     except LeaseLost:
         raise
@@ -123,7 +124,7 @@ def _run(task: ReliableTask, runtime: Runtime, attempt: Attempt, args: Any, kwar
     except Exception as exc:
         if attempt.completed:
             logger.exception("%s raised after its unit of work had committed: it is done", attempt.message)
-            return _finish(task, attempt)
+            return _finish(task, runtime, attempt)
         ending = _fail(task, runtime, attempt, exc)
         if ending is exc:
             raise
@@ -132,7 +133,7 @@ def _run(task: ReliableTask, runtime: Runtime, attempt: Attempt, args: Any, kwar
         _check_result(attempt, result)
     else:
         _complete(runtime, attempt, result)
-    return _finish(task, attempt)
+    return _finish(task, runtime, attempt)
 
 
 def _claim(task: ReliableTask, runtime: Runtime, attempt: Attempt, args: Any, kwargs: Any) -> Recorded | None:
@@ -167,7 +168,7 @@ def _finish_duplicate(task: ReliableTask, runtime: Runtime, attempt: Attempt, do
         # Recorded as quiet by whoever catches it: a message that is done would go on to its links.
         raise Ignore(f"{attempt.message}: the work of its key was done by {done.message}")
     _complete(runtime, attempt, done.result)
-    return _finish(task, attempt)
+    return _finish(task, runtime, attempt)
 
 
 def _let_go(attempt: Attempt) -> None:
@@ -178,10 +179,10 @@ def _let_go(attempt: Attempt) -> None:
         logger.warning("%s: its lease was not released and will expire: %s", attempt.message, exc)
 
 
-def _finish(task: ReliableTask, attempt: Attempt) -> Any:
+def _finish(task: ReliableTask, runtime: Runtime, attempt: Attempt) -> Any:
     """Return the result as every later delivery will read it, so that links receive the same."""
     _forget_errbacks(task)
-    return decode_result(attempt.result)
+    return decode_result(runtime, attempt.result)
 
 
 def _complete(runtime: Runtime, attempt: Attempt, result: str | None, quietly: Failure | None = None) -> None:
@@ -217,7 +218,7 @@ def _speaks_against(breaker: Breaker | None, exc: Exception) -> bool:
 
 
 def _check_result(attempt: Attempt, result: str | None) -> None:
-    if result is not None and result != attempt.result:
+    if result is not None and result != attempt.result and not is_claimed(attempt.result):
         logger.warning(
             "%s returned a value that its unit of work did not record: links and duplicates receive "
             "work.result; assign it inside the block",

@@ -32,15 +32,15 @@ def checkpoint(runtime: Runtime, attempt: Attempt, name: str, act: Callable[[], 
         settings.settle_patience,
     )
     if isinstance(admission, AlreadyDone):
-        return decode_result(admission.row.result)
+        return decode_result(runtime, admission.row.result)
     if not isinstance(admission, Run):
         raise LeaseLost(f"{attempt.message}: an earlier attempt is still at the step {name!r}")
     attempt.journalled = True
-    result = encode_result(act())
+    result = encode_result(runtime, step, act())
     while_store_is_down(
         lambda: attempt.ledger.complete(step, admission.row, result), settings.settle_patience
     )
-    return decode_result(result)
+    return decode_result(runtime, result)
 
 
 def step_of(attempt: Attempt, name: str) -> MessageId:

@@ -347,15 +347,21 @@ class ReliableTask(Task):
         return attempt
 
     @contextmanager
-    def unit_of_work(self) -> Iterator[UnitOfWork]:
+    def unit_of_work(self, within: Any = None) -> Iterator[UnitOfWork]:
         """Open the transaction in which the effect and the done record commit together.
 
         Business rows go through ``work.session`` or ``work.connection``; ``work.publish`` writes tasks into
         the outbox; ``work.result`` is what links and duplicates receive. After the block the message is
         done, whatever the rest of ``run`` does.
 
+        Args:
+            within: A session or connection of your own (SQLAlchemy's ``Session``, ``scoped_session`` or
+                ``Connection``) on the store's database, whose transaction it shall be: what it holds already
+                is committed too. It stays open; a commit inside the block is refused.
+
         Raises:
-            ConfigurationError: There is no running attempt, or it had its unit of work.
+            ConfigurationError: There is no running attempt, it had its unit of work, or ``within`` is on
+                another database.
             LeaseLost: Somebody took the message over; everything is rolled back.
             StoreUnavailable: The store is down; the attempt is retried.
 
@@ -366,12 +372,17 @@ class ReliableTask(Task):
         if attempt.completed:
             raise ConfigurationError(f"{self.name}: a run has one unit of work, and this one had it")
         runtime = self._runtime
-        with attempt.ledger.unit_of_work(attempt.message, attempt.row, encode_result, attempt.claim) as work:
+
+        def encode(result: Any) -> str | None:
+            attempt.result = text = encode_result(runtime, attempt.message, result)
+            return text
+
+        opened = attempt.ledger.unit_of_work(attempt.message, attempt.row, encode, attempt.claim, within)
+        with opened as work:
             ours = UnitOfWork(work, runtime.outbox)
             yield ours
             work.result = ours.result
             runtime.points.reach(Point.COMMITTING, attempt.message)
-        attempt.result = encode_result(work.result)
         attempt.completed = True
         runtime.points.reach(Point.COMMITTED, attempt.message)
 
