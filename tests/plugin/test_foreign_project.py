@@ -48,6 +48,7 @@ def test_a_failure_tells_the_life_of_the_task_and_how_to_repeat_it(tmp_path: Pat
         assert part in printed
 
 
+@pytest.mark.long
 @pytest.mark.one_broker
 def test_a_run_that_nobody_checks_fails(tmp_path: Path) -> None:
     """A test that forgets ``check`` proves nothing, and is told so."""

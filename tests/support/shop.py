@@ -88,7 +88,7 @@ def environment(vhost: Vhost, folder: Path, without: str = "") -> dict[str, str]
 
 
 KILLS: dict[str, Any] = {
-    "messages": 80,
+    "messages": 120,
     "rate": 12.0,
     "nemeses": [KillWorkers(every=timedelta(milliseconds=700))],
     "options": {"work_ms": 40, "linger_ms": 60, "declined_every": 20, "flaky_every": 10},

@@ -32,7 +32,7 @@ def test_every_order_is_carried_out_once_while_workers_are_killed(broker: Broker
     result = run(broker, tmp_path / "run", **KILLS)
     assert_valid(result, tmp_path / "run")
     assert result.figures.kills >= 5
-    assert result.figures.dead_lettered == 3 * 4
+    assert result.figures.dead_lettered == 3 * 6
 
 
 def test_every_order_survives_a_kill_of_the_broker(own_broker: Broker, tmp_path: Path) -> None:

@@ -53,6 +53,7 @@ def test_without_rejecting_lost_workers_orders_are_lost(broker: Broker, tmp_path
     assert_becomes_invalid(broker, tmp_path, "lost_worker_reject", "lost", **KILLS)
 
 
+@pytest.mark.long
 @pytest.mark.one_broker
 def test_without_mandatory_orders_are_lost_with_a_binding(broker: Broker, tmp_path: Path) -> None:
     """What no queue is bound for is confirmed all the same."""

@@ -122,8 +122,8 @@ class Crew:
         return []
 
     def kill_parent(self, name: str) -> list[int]:
-        """SIGKILL a worker's parent; its children die with it. Returns all of their pids."""
-        pids = [self._processes[name].pid, *self.children(name)]
+        """SIGKILL a worker's parent; its children die with it. Returns the pids of those that lived."""
+        pids = self.family(name)
         with self._lock:
             process = self._processes[name]
             process.kill()
@@ -131,9 +131,17 @@ class Crew:
             _close(process)
         return pids
 
+    def family(self, name: str) -> list[int]:
+        """Return the pids of a worker and its children; none while it is dead."""
+        with self._lock:
+            process = self._processes[name]
+            if process.poll() is not None:
+                return []
+        return [process.pid, *self.children(name)]
+
     def kill_group(self, name: str) -> list[int]:
-        """SIGKILL a worker's parent and children at once. Returns all of their pids."""
-        pids = [self._processes[name].pid, *self.children(name)]
+        """SIGKILL a worker's parent and children at once. Returns the pids of those that lived."""
+        pids = self.family(name)
         with self._lock:
             process = self._processes[name]
             with suppress(ProcessLookupError):
@@ -148,7 +156,7 @@ class Crew:
 
         They go on also when this process dies meanwhile, and then end as all workers of a dead run do.
         """
-        pids = [self._processes[name].pid, *self.children(name)]
+        pids = self.family(name)
         with subprocess.Popen(
             [sys.executable, "-I", "-S", waker.__file__],
             stdin=subprocess.PIPE,
@@ -180,7 +188,7 @@ class Crew:
     def tell_stacks(self) -> None:
         """Have every process write to its worker's log where it stands."""
         for name in self._names:
-            for pid in [self._processes[name].pid, *self.children(name)]:
+            for pid in self.family(name):
                 with suppress(ProcessLookupError):
                     os.kill(pid, TELL_STACKS)
 
@@ -193,7 +201,7 @@ class Crew:
             return []
         return [pid]
 
-    def wait_ready(self, patience: timedelta = timedelta(seconds=60)) -> None:
+    def wait_ready(self, patience: timedelta = timedelta(minutes=3)) -> None:
         """Wait until each worker says that it consumes; from then on dead ones are replaced."""
         for name in self._names:
             wait_until(

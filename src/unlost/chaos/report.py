@@ -161,7 +161,8 @@ def explain(judgement: Judgement, limit: int = 3) -> list[str]:
 
 def _told(kind: str, found: Sequence[Anomalous], limit: int, began_ns: int) -> Iterator[str]:
     yield f"{kind}: {len(found)}"
-    for anomaly in found[:limit]:
+    # The shortest lives first: they tell the most with the least.
+    for anomaly in sorted(found, key=lambda anomaly: len(anomaly.ops))[:limit]:
         yield f"  {anomaly.explanation}"
         yield from _life(anomaly.ops, began_ns)
     if len(found) > limit:

@@ -208,8 +208,8 @@ class Run:
             with crew:
                 crew.wait_ready()
                 time.sleep(max(0.0, declared + GRACE.total_seconds() - time.monotonic()))
-                with self._injuring(crew, links, recorder):
-                    self._load(links)
+                with self._injuring(crew, links, recorder) as begun:
+                    self._load(links, begun)
                 self._tell("draining")
                 self._drain(letters, crew, recorder)
             self._read(letters)
@@ -293,7 +293,9 @@ class Run:
         )
 
     @contextmanager
-    def _injuring(self, crew: Crew, links: Mapping[str, Link], recorder: Recorder) -> Iterator[None]:
+    def _injuring(
+        self, crew: Crew, links: Mapping[str, Link], recorder: Recorder
+    ) -> Iterator[threading.Event]:
         place = self._place
         scene = Scene(
             crew=crew,
@@ -305,9 +307,9 @@ class Run:
             links=links,
         )
         with Conductor(self.schedule, scene) as self._conductor:
-            yield
+            yield scene.begun
 
-    def _load(self, links: Mapping[str, Link]) -> None:
+    def _load(self, links: Mapping[str, Link], begun: threading.Event) -> None:
         plan = self._plan
         with (self._logs / "client.log").open("wb") as log:
             client = self._command(links, "publisher").start(
@@ -320,7 +322,7 @@ class Run:
                 stderr=log,
             )
         patience = plan.span + plan.patience
-        follower = threading.Thread(target=self._follow, args=(client,), name="unlost-run")
+        follower = threading.Thread(target=self._follow, args=(client, begun), name="unlost-run")
         follower.start()
         try:
             status = client.wait(patience.total_seconds())
@@ -334,9 +336,10 @@ class Run:
         if status != 0:
             raise HarnessError(f"the client ended with status {status}; see {self._logs / 'client.log'}")
 
-    def _follow(self, client: subprocess.Popen[bytes]) -> None:
+    def _follow(self, client: subprocess.Popen[bytes], begun: threading.Event) -> None:
         """Count what the client has published."""
         for _ in client.stdout or ():
+            begun.set()
             self._published += 1
             self._tell("load under faults")
 

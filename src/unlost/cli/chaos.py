@@ -187,7 +187,7 @@ def _nemesis(text: str) -> Nemesis:
     name, _, fields = text.partition(":")
     kind = getattr(nemesis, name, None)
     if not (isinstance(kind, type) and issubclass(kind, Nemesis) and kind is not Nemesis):
-        known = [each for each in nemesis.__all__ if each not in {"Conductor", "Injury", "Nemesis"}]
+        known = [each for each in nemesis.__all__ if hasattr(getattr(nemesis, each), "name")]
         raise ConfigurationError(f"--nemesis: there is no {name!r}; there are {', '.join(known)}")
     values = _pairs(fields.split(",") if fields else [], f"--nemesis {name}")
     values = {

@@ -61,6 +61,7 @@ class Scene:
         cluster: A cluster of ours.
         store: A store server of ours.
         links: Links that can be broken, by whose they are: ``worker``, ``publisher``, ``store``.
+        begun: Set when the first message is published: injuries are counted from there.
         over: Set when the load is over: whatever still waits then heals.
         turn: Held by who injures broker or cluster: two faults at once could not be told apart, nor healed.
     """
@@ -72,6 +73,7 @@ class Scene:
     cluster: DockerCluster | None = None
     store: StoreServer | None = None
     links: Mapping[str, Link] = field(default_factory=dict)
+    begun: threading.Event = field(default_factory=threading.Event)
     over: threading.Event = field(default_factory=threading.Event)
     turn: threading.Lock = field(default_factory=threading.Lock)
 

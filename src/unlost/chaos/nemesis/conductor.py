@@ -62,20 +62,21 @@ class Conductor:
         self.strikes = 0
 
     def __enter__(self) -> Self:
-        began = time.monotonic()
         self._running = [
-            self._threads.submit(self._run, nemesis, injuries, began)
-            for nemesis, injuries in self._schedule.parts
+            self._threads.submit(self._run, nemesis, injuries) for nemesis, injuries in self._schedule.parts
         ]
         return self
 
     def __exit__(self, *_: object) -> None:
         self._scene.over.set()
+        self._scene.begun.set()
         self._threads.shutdown()
         for each in self._running:
             each.result()
 
-    def _run(self, nemesis: Nemesis, injuries: Sequence[Injury], began: float) -> None:
+    def _run(self, nemesis: Nemesis, injuries: Sequence[Injury]) -> None:
+        self._scene.begun.wait()
+        began = time.monotonic()
         for injury in injuries:
             wait = began + injury.at.total_seconds() - time.monotonic()
             if self._scene.over.wait(max(0.0, wait)):
