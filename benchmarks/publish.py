@@ -1,9 +1,10 @@
 """Messages per second of each way to publish, on one broker, in one run; the last line is the ratios as JSON.
 
 Every way sends the same kind of message (a task of one small argument, with Celery's headers) to a quorum
-queue of its own on the same node. The ways take turns, so that a busy machine is busy for all of them; a ratio
-is taken within each round, and the median of the rounds counts. Read the ratios: the figures themselves are this machine's. What a relay
-publishes from an outbox (``benchmarks/outbox_relay.py``) comes last, in messages per second.
+queue of its own on the same node. The ways take turns, so that a busy machine is busy for all of them; a
+ratio is taken within each round, and the median of the rounds counts. Read the ratios: the figures themselves
+are this machine's. What a relay publishes from an outbox (``benchmarks/outbox_relay.py``) comes last, in
+messages per second.
 """
 
 from __future__ import annotations
