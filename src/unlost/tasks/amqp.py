@@ -16,7 +16,9 @@ from typing import Any
 
 from celery.app.amqp import AMQP, Queues
 from kombu import Producer, pools
+from kombu.exceptions import EncodeError
 
+from unlost.broker.errors import NotSerialisable
 from unlost.core import headers as h
 from unlost.core.clock import epoch_ms, from_epoch_ms, moment_of
 from unlost.core.ids import Generation, MessageId, amqp_message_id
@@ -221,13 +223,12 @@ class ReliableAMQP(AMQP):
                 queue = _queue_name(options.get("queue")) or self.app.conf.task_default_queue
                 self._address(message, queue, options)
             self._complete_headers(message, options)
-            priority = options.pop("priority", None) or 0
-            return send(
-                producer,
-                name,
-                message,
-                **{**options, "priority": priority, "declare": [], "retry": False, "mandatory": True},
-            )
+            options["priority"] = options.get("priority") or 0
+            options.update(declare=[], retry=False, mandatory=True)
+            try:
+                return send(producer, name, message, **options)
+            except EncodeError as exc:
+                raise NotSerialisable(name, exc) from exc
 
         return send_reliably
 

@@ -177,6 +177,7 @@ class ReliableTask(Task):
         Raises:
             ConfigurationError: unlost is not installed on the app.
             pydantic.ValidationError: The payload is invalid; nothing was sent.
+            NotSerialisable: JSON has no form for an argument; nothing was sent.
             PublishError: See :meth:`unlost.broker.publisher.Publisher.publish`.
         """
         runtime_of(self.app)
