@@ -12,6 +12,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -186,7 +187,8 @@ PATCH = {
 @pytest.mark.parametrize("kind", PATCH)
 def test_greenlets_publish_side_by_side(vhost: Vhost, kind: str) -> None:
     """Publishes of many greenlets wait together: none blocks the others, and all arrive."""
-    pytest.importorskip(kind)
+    if find_spec(kind) is None:  # not imported: eventlet warns that it is in maintenance
+        pytest.skip(f"{kind} is not installed")
     declare_queue(vhost)
     script = PATCH[kind] + textwrap.dedent(
         """
