@@ -219,6 +219,33 @@ def test_the_second_host_is_tried_when_the_first_is_down(vhost: Vhost, queue: st
     assert ids(drained(vhost)) == [sent.message_id]
 
 
+class CutOffNode(Proxy):
+    """A node that is cut off from its cluster: it lets clients in, answers them, and confirms nothing."""
+
+    #: The start of a ``basic.ack`` (AMQP 0-9-1, class 60, method 80).
+    _ACK = b"\x00\x3c\x00\x50"
+
+    def _forward(self, data: bytes, _: socket.socket, sink: socket.socket, *, answers: bool) -> None:
+        if not (answers and self._ACK in data):
+            sink.sendall(data)
+
+
+@pytest.mark.parametrize("many", [False, True], ids=["single", "window"])
+def test_a_host_that_confirms_nothing_is_left(vhost: Vhost, queue: str, many: bool) -> None:
+    """When a confirm does not come the next attempt goes to another host, also from an idle connection."""
+    sent = [message() for _ in range(3)]
+    with (
+        CutOffNode(vhost.amqp_url) as node,
+        publisher(f"{node.url};{vhost.amqp_url}", confirm_timeout=BRIEFLY) as publishing,
+    ):
+        if many:
+            assert all(each.error is None for each in publishing.publish_many(sent))
+        else:
+            for each in sent:
+                publishing.publish(each)
+    assert set(ids(drained(vhost))) == {each.message_id for each in sent}
+
+
 def test_one_connection_too_many_is_a_matter_of_patience(vhost: Vhost, queue: str) -> None:
     """A connection limit is BrokerUnavailable, not a refused user, and passes when the limit is raised."""
     with Management(vhost.management_url, vhost.name) as management:

@@ -36,7 +36,7 @@ NEVER: dict[type[BaseException], str] = {
     kombu.exceptions.OperationalError: "raised by kombu's ensure() only; ours derive from it",
     kombu.exceptions.BatchPublishError: "raised by kombu's batch publishing, which is not used",
     kombu.exceptions.SerializationError: "only a base",
-    kombu.exceptions.EncodeError: "the caller's arguments are no JSON: raised as it is, before all else",
+    kombu.exceptions.EncodeError: "the arguments are no JSON: raised as NotSerialisable, before all else",
     kombu.exceptions.DecodeError: "consumers only",
     kombu.exceptions.NotBoundError: "declarations only, and nothing is declared",
     kombu.exceptions.MessageStateError: "consumers only",

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
-from kombu.exceptions import OperationalError
+from kombu.exceptions import EncodeError, OperationalError
 
 from unlost import errors
 from unlost.core.message import Outgoing
@@ -34,6 +34,21 @@ class Refused(errors.Refused, OperationalError):
 
 class InvalidMessage(errors.InvalidMessage, OperationalError):
     """The broker cannot take the message as it is; nothing is stored, and trying again cannot help."""
+
+
+class NotSerialisable(InvalidMessage, EncodeError):
+    """JSON has no form for an argument; nothing was sent. Also a ``kombu.exceptions.EncodeError``."""
+
+    def __init__(self, task: str, error: Exception) -> None:
+        super().__init__(
+            f"{task}: JSON has no form for one of its arguments ({error}), so it was not sent. Pass an id, a "
+            "string or a number for it, or give the task a payload model, which knows how to write it"
+        )
+        self.task = task
+        self.error = error
+
+    def __reduce__(self) -> Any:
+        return type(self), (self.task, self.error)
 
 
 class PublishErrors(errors.PublishErrors, OperationalError):

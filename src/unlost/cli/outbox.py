@@ -6,7 +6,8 @@ import json
 import logging
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from datetime import timedelta
 from typing import Any
@@ -79,8 +80,8 @@ def init_command(store: str, yes: bool, as_json: bool) -> None:
     A dry run unless --yes; exits with 1 if there is something to do. Applications and relays of the release
     before go on working on the newer tables.
     """
-    opened = OutboxStore(Database(store))
-    versions = opened.create_schema() if yes else opened.missing_versions()
+    with _opened(store) as opened:
+        versions = opened.create_schema() if yes else opened.missing_versions()
     if as_json:
         click.echo(json.dumps({"applied": yes, "versions": versions}))
     elif not versions:
@@ -146,7 +147,6 @@ def relay_command(
     run. With --once it exits with 1 if rows are left that could not be published.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    opened = OutboxStore(Database(store))
     publisher = Publisher(
         Connection(broker), patience=PATIENCE, connect_patience=PATIENCE, confirm_timeout=PATIENCE
     )
@@ -154,17 +154,14 @@ def relay_command(
     if claim_store is not None:
         check_in = ClaimCheck(open_claims(claim_store), claim_above, claim_retention).check_in
     send = sending(publisher, window, check_in)
-    relay = Relay(opened, send, wakeup_for(opened.engine), Options(**options))
     stop = _stopped_by_signals()
-    try:
+    with _opened(store) as opened, closing(publisher):
+        relay = Relay(opened, send, wakeup_for(opened.engine), Options(**options))
         opened.status()  # A database that is wrong or not prepared is an error now, not a line in a log.
         if once:
             relay.drain(stop)
         else:
             relay.run(stop)
-    finally:
-        publisher.close()
-        opened.engine.dispose()
     click.echo(json.dumps(asdict(relay.tally)) if as_json else _sentence(asdict(relay.tally)))
     raise SystemExit(Exit.FOUND if once and (relay.tally.again or relay.tally.parked) else Exit.FINE)
 
@@ -180,8 +177,8 @@ def status_command(store: str, max_age: timedelta, as_json: bool) -> None:
     Exits with 1 if a row is parked or has waited for longer than --max-age, and with 3 if the database does
     not answer.
     """
-    opened = OutboxStore(Database(store))
-    status, troubled = opened.status(), opened.troubled()
+    with _opened(store) as opened:
+        status, troubled = opened.status(), opened.troubled()
     late = status.oldest is not None and status.oldest > max_age
     if as_json:
         click.echo(json.dumps({**_as_dict(status), "troubled": [asdict(row) for row in troubled]}))
@@ -206,9 +203,9 @@ def retry_command(store: str, ids: tuple[int, ...], everything: bool, yes: bool,
     """
     if bool(ids) == everything:
         raise click.UsageError("name the ids of parked rows, or give --all")
-    opened = OutboxStore(Database(store))
-    rows = [row for row in opened.parked() if everything or row.id in ids]
-    retried = opened.retry([row.id for row in rows]) if yes else 0
+    with _opened(store) as opened:
+        rows = [row for row in opened.parked() if everything or row.id in ids]
+        retried = opened.retry([row.id for row in rows]) if yes else 0
     if as_json:
         click.echo(json.dumps({"retried": retried, "rows": [asdict(row) for row in rows]}))
     else:
@@ -216,6 +213,15 @@ def retry_command(store: str, ids: tuple[int, ...], everything: bool, yes: bool,
             click.echo(_line(row))
         click.echo(f"{retried} rows sent back." if yes else f"{len(rows)} rows; run again with --yes.")
     raise SystemExit(Exit.FOUND if rows and not yes else Exit.FINE)
+
+
+@contextmanager
+def _opened(url: str) -> Iterator[OutboxStore]:
+    database = Database(url)
+    try:
+        yield OutboxStore(database)
+    finally:
+        database.dispose()
 
 
 def _stopped_by_signals() -> threading.Event:

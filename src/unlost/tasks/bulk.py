@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
-from kombu.exceptions import EncodeError
 from pydantic import BaseModel
 
 from unlost.broker.errors import ConfirmUnknown, PublishErrors
@@ -26,7 +25,7 @@ from unlost.tasks.template import MessageTemplate
 logger = logging.getLogger(__name__)
 
 #: What is wrong with one item and harms no other.
-_REFUSALS = (TypeError, ValueError, EncodeError, PublishError, StoreUnavailable)
+_REFUSALS = (TypeError, ValueError, PublishError, StoreUnavailable)
 
 PROGRESS_EVERY = 1000
 
@@ -139,7 +138,7 @@ class Renderer:
 
         Raises:
             TypeError, ValueError: The item makes no call of the task.
-            EncodeError: JSON has no form for an argument.
+            NotSerialisable: JSON has no form for an argument.
             InvalidMessage: It is too large.
             StoreUnavailable: Its payload could not be stored.
         """

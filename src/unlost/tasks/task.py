@@ -203,6 +203,7 @@ class ReliableTask(Task):
         Raises:
             ConfigurationError: unlost is not installed on the app.
             pydantic.ValidationError: The payload is invalid; nothing was sent.
+            NotSerialisable: JSON has no form for an argument; nothing was sent.
             PublishError: See :meth:`unlost.broker.publisher.Publisher.publish`.
             KeyConflict: The key is known to have been used with another payload; nothing was sent.
             UniqueConflict, StoreUnavailable: See :func:`unlost.tasks.unique.publish_unique`.

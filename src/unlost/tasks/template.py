@@ -18,10 +18,12 @@ from struct import pack
 from typing import Any
 
 from celery import Celery, Task, signals
+from kombu.exceptions import EncodeError
 from kombu.serialization import dumps, registry
 from kombu.utils.json import JSONEncoder
 from kombu.utils.json import dumps as kombu_dumps
 
+from unlost.broker.errors import NotSerialisable
 from unlost.broker.frames import encode_properties
 from unlost.core import headers as h
 from unlost.core.ids import Generation, MessageId, amqp_message_id
@@ -108,7 +110,7 @@ class MessageTemplate:
         """Return a message with these arguments and ids of its own.
 
         Raises:
-            kombu.exceptions.EncodeError: JSON has no form for an argument.
+            NotSerialisable: JSON has no form for an argument.
         """
         task_id, correlation = _random_ids()
         if not self._new_correlation:
@@ -123,9 +125,12 @@ class MessageTemplate:
         if self._splices:
             try:
                 return self._spliced(args, kwargs)
-            except Exception:  # noqa: BLE001, S110 - kombu meets it, too, and names it
-                pass
-        _, _, body = dumps((args, kwargs, self._embed), serializer="json")
+            except Exception as exc:
+                raise NotSerialisable(str(self._sample.headers["task"]), exc) from exc
+        try:
+            _, _, body = dumps((args, kwargs, self._embed), serializer="json")
+        except EncodeError as exc:
+            raise NotSerialisable(str(self._sample.headers["task"]), exc) from exc
         made: bytes | str = body
         return made
 
