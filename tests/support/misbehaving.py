@@ -69,6 +69,13 @@ def effect(self: Any, label: str) -> str:
     return f"{label}-done"
 
 
+@task(name="t.lands")
+def lands(self: Any, order: int) -> None:
+    """Have one effect and leave no other trace: for tests of many thousands."""
+    with self.unit_of_work() as work:
+        work.connection.execute(insert(effects).values(label=str(order)))
+
+
 @task(name="t.commits_then")
 def commits_then(self: Any, label: str, what: str) -> None:
     """Commit an effect, and then go wrong the first time."""

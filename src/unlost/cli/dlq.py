@@ -264,7 +264,7 @@ def redrive_command(
         tasks=tasks.names,
     )
     pace = Pace(canary=canary, rate=rate, window=window, max_failures=max_failures, watch=watch)
-    desk = DeadLetters(broker, folder=folder, rows=_ledger(store))
+    desk = DeadLetters(broker, folder=folder, rows=_ledger(store), key_of=tasks.key_of)
     if not yes:
         _end(desk.preview(queue, plan), "would be sent back", as_json=as_json, dry=True)
     with _progress(quiet=as_json) as on_progress:
@@ -393,9 +393,9 @@ def _check_looks(broker: str, management_url: str | None, queue: str, count_look
 def _ledger(store: str | None) -> Ledger | None:
     if store is None:
         return None
-    from unlost.idempotency.sql import SqlStore
+    from unlost.idempotency.open import open_store
 
-    return SqlStore(store)
+    return open_store(store)
 
 
 def _selected(desk: DeadLetters, queue: str, selection: Selection) -> Report:

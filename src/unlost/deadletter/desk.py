@@ -24,12 +24,13 @@ from unlost.core.clock import Clock, SystemClock, epoch_ms
 from unlost.core.message import Outgoing
 from unlost.deadletter import archive
 from unlost.deadletter.audit import AuditLog
-from unlost.deadletter.disposition import Decision, Redrive, Rows, Seen, Verdict, decide, moved
+from unlost.deadletter.disposition import Decision, Ends, Redrive, Seen, Verdict, decide, moved
 from unlost.deadletter.fates import Observed
 from unlost.deadletter.group import DEFAULT, Group, group
 from unlost.deadletter.hold import LONGEST, Hold
 from unlost.deadletter.journal import Journal
 from unlost.deadletter.journals import open_journal
+from unlost.deadletter.known import Ahead, KeyOf, Known, Rows
 from unlost.deadletter.letter import DeadLetter
 from unlost.deadletter.move import BATCH, Act, Fates, Move, Report
 from unlost.deadletter.pace import Pace
@@ -77,6 +78,8 @@ class DeadLetters:
         broker: AMQP URL, or a kombu connection of which only the parameters are used.
         folder: For journals and the audit log.
         rows: The ledger, to see what is done already and whether a redriven task succeeds.
+        key_of: Returns the identity of the idempotency key of a letter's message: what another message has
+            done under the same key is not sent back.
         actor: Who acts, for the audit log; user and host of this process when not given.
         patience: How long to try to reach a broker that was lost while letters were moved.
         clock: Wall-clock time.
@@ -88,6 +91,7 @@ class DeadLetters:
         *,
         folder: Path,
         rows: Rows | None = None,
+        key_of: KeyOf = lambda _letter: None,
         actor: str | None = None,
         patience: timedelta = timedelta(minutes=2),
         clock: Clock | None = None,
@@ -95,6 +99,7 @@ class DeadLetters:
         self._source = Connection(broker) if isinstance(broker, str) else broker
         self._places = Places(folder=folder)
         self._rows = rows
+        self._key_of = key_of
         self._audit = AuditLog(self._places.audit, actor)
         self._patience = patience
         self._clock = clock or SystemClock()
@@ -143,8 +148,11 @@ class DeadLetters:
     def preview(self, queue: str, plan: Redrive) -> Report:
         """Return what a redrive would do, as if every publish were confirmed; changes nothing."""
         report, twins = Report(), set()
-        for letter in self.letters(queue):
-            verdict = self._decide(plan, _Nothing())(letter).verdict
+        known = self._known(plan)
+        decide_one = self._decide(plan, _Nothing(), known)
+        letters = self.letters(queue)
+        for letter in known.ahead(letters, lambda letter: letter) if known else letters:
+            verdict = decide_one(letter).verdict
             key = letter.identity, letter.redrives
             if verdict is not Verdict.SEND:
                 report.kept[verdict.value] += 1
@@ -192,6 +200,7 @@ class DeadLetters:
         """
         plan, pace = plan or Redrive(), pace or Pace()
         purpose = {"action": "redrive", "queue": queue, "selection": plan.selection.describe(), "to": plan.to}
+        known = self._known(plan)
         with ExitStack() as stack:
             publisher = Publisher(self._source)
             stack.callback(publisher.close)
@@ -206,9 +215,10 @@ class DeadLetters:
             return self._move(
                 queue,
                 purpose,
-                lambda book: self._decide(plan, book),
+                lambda book: self._decide(plan, book, known),
                 _confirmed(publisher, pace.window),
                 pace=pace,
+                known=known,
                 fates=fates,
                 most=most,
                 journal=journal,
@@ -328,8 +338,13 @@ class DeadLetters:
             return Decision(Verdict.SENT_BEFORE)
         return Decision(Verdict.SEND, moved(letter, to or letter.queue, {}))
 
-    def _decide(self, plan: Redrive, seen: Seen) -> Callable[[DeadLetter], Decision]:
-        return lambda letter: decide(letter, plan, seen, self._rows, self._clock.now())
+    def _known(self, plan: Redrive) -> Known | None:
+        if self._rows is None:
+            return None
+        return Known(self._rows, lambda letter: self._key_of(plan.changed(letter)))
+
+    def _decide(self, plan: Redrive, seen: Seen, ends: Ends | None) -> Callable[[DeadLetter], Decision]:
+        return lambda letter: decide(letter, plan, seen, ends, self._clock.now())
 
     def _select(
         self, chosen: Selection, book: Journal, make: Callable[[DeadLetter], Outgoing]
@@ -351,6 +366,7 @@ class DeadLetters:
         act: Act,
         *,
         pace: Pace,
+        known: Known | None = None,
         fates: Callable[[Journal], Fates | None] = lambda _book: None,
         most: int | None = None,
         journal: Path | None = None,
@@ -368,7 +384,7 @@ class DeadLetters:
                     watching = fates(book)
                     with Hold(self._source, queue) as hold:
                         run = Move(
-                            hold,
+                            Ahead(hold, known) if known else hold,
                             decider(book),
                             act,
                             book,
