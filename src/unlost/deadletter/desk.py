@@ -9,12 +9,12 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from kombu import Connection
 
@@ -26,13 +26,14 @@ from unlost.deadletter import archive
 from unlost.deadletter.audit import AuditLog
 from unlost.deadletter.disposition import Decision, Ends, Redrive, Seen, Verdict, decide, moved
 from unlost.deadletter.fates import Observed
-from unlost.deadletter.group import DEFAULT, Group, group
+from unlost.deadletter.group import Group, group
 from unlost.deadletter.hold import LONGEST, Hold
 from unlost.deadletter.journal import Journal
 from unlost.deadletter.journals import open_journal
 from unlost.deadletter.known import Ahead, KeyOf, Known, Rows
 from unlost.deadletter.letter import DeadLetter
-from unlost.deadletter.move import BATCH, Act, Fates, Move, Report
+from unlost.deadletter.metrics import LetterFigures, figures_of
+from unlost.deadletter.move import BATCH, Act, Fates, Letters, Move, Report
 from unlost.deadletter.pace import Pace
 from unlost.deadletter.redact import Redactor
 from unlost.deadletter.select import Selection
@@ -129,21 +130,32 @@ class DeadLetters:
         self,
         queue: str,
         *,
-        by: tuple[str, ...] = DEFAULT,
         selection: Selection | None = None,
         redactor: Redactor | None = None,
     ) -> list[Group]:
-        """Return the letters of a queue in groups, the largest first, secrets hidden.
+        """Return the letters of a queue in groups (by ``selection.by``), the largest first, secrets hidden.
 
         Raises:
-            ValueError: A facet in ``by`` is unknown.
             UnlostError: As :meth:`letters`.
         """
-        return group(self.letters(queue, selection), by, (redactor or Redactor()).text)
+        chosen = selection or Selection()
+        return group(self.letters(queue, chosen), chosen.by, (redactor or Redactor()).text)
 
     def find(self, queue: str, ident: str) -> list[DeadLetter]:
         """Return the letters of one task id or AMQP message id."""
         return list(self.letters(queue, Selection(ids=frozenset({ident}))))
+
+    def figures(self, queue: str) -> LetterFigures:
+        """Return what is worth an alert: letters by reason, loops, and when the oldest died.
+
+        Raises:
+            UnlostError: As :meth:`letters`.
+        """
+        return figures_of(queue, self.letters(queue))
+
+    def history(self) -> Iterator[dict[str, Any]]:
+        """Yield the lines of the audit log: who did what, and what came of it."""
+        return self._audit.read()
 
     def preview(self, queue: str, plan: Redrive) -> Report:
         """Return what a redrive would do, as if every publish were confirmed; changes nothing."""
@@ -305,38 +317,38 @@ class DeadLetters:
         """Write letters to a new file, one JSON object a line, and leave them in their queue."""
         return archive.export(self.letters(queue, selection), file)
 
-    def restore(self, file: Path, *, to: str | None = None, window: int = 1000) -> Report:
+    def restore(
+        self,
+        file: Path,
+        *,
+        to: str | None = None,
+        on_progress: OnProgress = lambda _report: None,
+    ) -> Report:
         """Publish the letters of a file to the queue they were in, or to another.
 
         Twins in the file are one. A call that was killed is resumed by the same call.
 
         Raises:
             DeadLetterError: A line holds no letter; those before it were restored.
+            UnlostError: As :meth:`redrive`.
         """
-        purpose = {"action": "import", "queue": str(file.absolute()), "selection": "all", "to": to}
+
+        def put_back(letter: DeadLetter) -> Outgoing:
+            return moved(letter, to or letter.queue, {})
+
         publisher = Publisher(self._source)
         try:
-            with open_journal(self._places.journals, purpose, None) as book:
-                self._audit.write("import", file=file, to=to, journal=book.path)
-                source = _FromFile(file)
-                run = Move(
-                    source,
-                    lambda letter: self._restored(letter, to, book),
-                    _confirmed(publisher),
-                    book,
-                    pace=Pace(canary=0, window=window),
-                )
-                report = run()
-                book.note("end")
-            self._audit.write("import-ended", file=file, **_figures(report))
-            return report
+            return self._move(
+                str(file.absolute()),
+                {"action": "import", "queue": str(file.absolute()), "selection": "all", "to": to},
+                lambda book: self._select(Selection(), book, put_back),
+                _confirmed(publisher),
+                pace=Pace(canary=0),
+                source=lambda: nullcontext(_FromFile(file)),
+                on_progress=on_progress,
+            )
         finally:
             publisher.close()
-
-    def _restored(self, letter: DeadLetter, to: str | None, book: Journal) -> Decision:
-        if book.knows(letter.identity, letter.redrives):
-            return Decision(Verdict.SENT_BEFORE)
-        return Decision(Verdict.SEND, moved(letter, to or letter.queue, {}))
 
     def _known(self, plan: Redrive) -> Known | None:
         if self._rows is None:
@@ -366,6 +378,7 @@ class DeadLetters:
         act: Act,
         *,
         pace: Pace,
+        source: Callable[[], AbstractContextManager[Source]] | None = None,
         known: Known | None = None,
         fates: Callable[[Journal], Fates | None] = lambda _book: None,
         most: int | None = None,
@@ -382,7 +395,7 @@ class DeadLetters:
                 before = report.sent + report.acked
                 try:
                     watching = fates(book)
-                    with Hold(self._source, queue) as hold:
+                    with source() if source else Hold(self._source, queue) as hold:
                         run = Move(
                             Ahead(hold, known) if known else hold,
                             decider(book),
@@ -422,8 +435,18 @@ class _Line:
     letter: DeadLetter
 
 
+class Source(Letters, Protocol):
+    """Letters that are held, and whether they were given up before the last one."""
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether there are more, which a further pass will see."""
+
+
 class _FromFile:
     """The letters of a file, as a move takes them."""
+
+    is_cut = False
 
     def __init__(self, file: Path) -> None:
         self._file = file
