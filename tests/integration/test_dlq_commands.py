@@ -89,9 +89,7 @@ def test_the_commands_of_the_page_do_what_it_says(shell: Shell) -> None:
         said[line] = result.output
     output = "\n".join(said.values())
     assert "shop.payments.dlq" in output
-    assert "fcf2bc5621" in next(
-        text for line, text in said.items() if line.endswith("show shop.payments.dlq")
-    )
+    assert "fcf2bc5621" in said["unlost dlq show shop.payments.dlq"]
     assert "first published" in output
     assert "5 letters would be sent back" in output
     assert "5 letters sent back" in output

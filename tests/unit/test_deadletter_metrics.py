@@ -34,7 +34,7 @@ def test_letters_are_counted_by_reason_with_the_age_of_the_oldest() -> None:
 
 def test_outcomes_of_redrives_are_added_up_by_queue() -> None:
     """What the audit log says of the ends of redrives is a counter for each queue and outcome."""
-    lines = [
+    lines: list[dict[str, Any]] = [
         {"action": "redrive", "queue": "q.dlq"},
         {"action": "redrive-ended", "queue": "q.dlq", "sent": 3, "kept": {"done": 2, "limit": 1}},
         {"action": "redrive-ended", "queue": "q.dlq", "sent": 4, "came_back": 2, "stopped": "canary"},
