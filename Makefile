@@ -3,7 +3,7 @@ VENV ?= .venv
 READY := $(VENV)/.installed
 BIN := $(VENV)/bin
 
-.PHONY: demo demo-plain test chaos chaos-core record matrix bench-publish bench-idempotency check lock image broker stores clean help
+.PHONY: demo demo-plain test chaos chaos-core record matrix bench-publish bench-idempotency bench-redrive check lock image broker stores clean help
 
 help: ## Say what there is.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:[^#]*## /\t/' | expand -t 14
@@ -54,6 +54,9 @@ check: $(READY) ## Lint, types and layers only.
 
 bench-publish: $(READY) broker ## Compare ways to publish; the last line is the ratios as JSON.
 	@$(BIN)/python -m benchmarks.publish $(ARGS)
+
+bench-redrive: $(READY) broker ## Dead letters sent back per second; the last line is JSON.
+	@PYTHONPATH=. $(BIN)/python -m benchmarks.redrive $(ARGS)
 
 image: ## Build the RabbitMQ image from Debian packages; VERSION=4.3, 4.0 or 3.10.
 	@rabbitmq/image/build $(VERSION)

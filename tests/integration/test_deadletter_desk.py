@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
@@ -54,10 +54,13 @@ class Ledger:
     def __init__(self, *done: str, state: State = State.DONE) -> None:
         self.rows = dict.fromkeys(done, state)
 
-    def read(self, message: MessageId) -> Row | None:
-        """Return the row of a message that is done."""
-        state = self.rows.get(message.id)
-        return Row(state=state, generation=Generation(0, 1), token=1) if state else None
+    def read_many(self, messages: Collection[MessageId]) -> dict[MessageId, Row]:
+        """Return the rows of messages that are done."""
+        return {
+            each: Row(state=self.rows[each.id], generation=Generation(0, 1), token=1)
+            for each in messages
+            if each.id in self.rows
+        }
 
 
 @contextmanager
@@ -148,6 +151,21 @@ def test_what_is_done_stays_and_is_counted(vhost: Vhost, url: str, tmp_path: Pat
     assert desk.preview(LETTERS, Redrive()).kept["done"] == 1
     report = desk.redrive(LETTERS, **BLIND)
     assert (report.sent, report.kept["done"]) == (2, 1)
+    assert ids(drained(vhost, LETTERS)) == ["m1.0.1"]
+
+
+def test_what_another_message_has_done_under_its_key_stays(vhost: Vhost, url: str, tmp_path: Path) -> None:
+    """The letter of a message whose idempotency key is done already is not sent back."""
+    put(url, numbered(3))
+    desk = DeadLetters(
+        url,
+        folder=tmp_path,
+        rows=Ledger("1"),
+        key_of=lambda letter: MessageId("key:orders", str(letter.arguments[1]["order"])),  # type: ignore[index]
+    )
+    assert desk.preview(LETTERS, Redrive()).kept["key-done"] == 1
+    report = desk.redrive(LETTERS, **BLIND)
+    assert (report.sent, report.kept["key-done"]) == (2, 1)
     assert ids(drained(vhost, LETTERS)) == ["m1.0.1"]
 
 

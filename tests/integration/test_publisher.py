@@ -42,7 +42,7 @@ from unlost.core.message import Outgoing
 from unlost.testing.brokers import Broker, Vhost
 from unlost.testing.brokers.alarms import memory_alarm
 from unlost.testing.brokers.endpoint import parse_endpoint
-from unlost.testing.proxy import MuteProxy
+from unlost.testing.proxy import MuteProxy, Proxy
 from unlost.testing.waiting import wait_until
 
 THREADS = 4

@@ -2,21 +2,26 @@
 
 A test that asks for ``broker``, ``vhost`` or ``own_broker`` runs once per provider: on the external
 broker if ``UNLOST_BROKER_URL`` is set, else in a container and on a private node of the system's
-RabbitMQ. pytest groups the tests by provider, so that no more than one shared broker runs at a time.
+RabbitMQ; with ``--every-broker`` also in containers of other releases. pytest groups the tests by provider,
+so that no more than one shared broker runs at a time.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from functools import cache
 
 import pytest
 
+from unlost.errors import HarnessError
 from unlost.testing.brokers import Broker, Vhost, available, candidates, start_broker
+from unlost.testing.brokers.docker import IMAGE, connect_engine
 
 REQUIRE = "--require-broker"
 EVERY = "--every-broker"
+#: Containers of other releases than the usual one; ``--every-broker`` takes those whose image is there.
+OTHER_RELEASES = {"docker-4.0": "unlost/rabbitmq:4.0"}
 _SCOPES = {"broker": "session", "own_broker": "function"}
 
 
@@ -35,7 +40,9 @@ def parametrize(metafunc: pytest.Metafunc) -> None:
     for fixture, scope in _SCOPES.items():
         if fixture in metafunc.fixturenames and not _names_providers(metafunc, fixture):
             providers = candidates(None, os.environ)
-            if metafunc.definition.get_closest_marker("one_broker") and not metafunc.config.getoption(EVERY):
+            if metafunc.config.getoption(EVERY):
+                providers += _other_releases()
+            elif metafunc.definition.get_closest_marker("one_broker"):
                 providers = [_first_available(tuple(providers))]
             metafunc.parametrize(fixture, providers, indirect=True, scope=scope)  # type: ignore[arg-type]
 
@@ -63,7 +70,7 @@ def vhost(broker: Broker) -> Iterator[Vhost]:
 
 def require(provider: str, config: pytest.Config) -> None:
     """Skip the test if ``provider`` cannot be used; under ``--require-broker`` fail it."""
-    reason = available(provider, os.environ)
+    reason = available(*_place(provider))
     if reason is None:
         return
     if config.getoption(REQUIRE):
@@ -83,8 +90,28 @@ def fail_skipped(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest
 
 def _started(request: pytest.FixtureRequest) -> Iterator[Broker]:
     require(request.param, request.config)
-    with start_broker(request.param, environ=os.environ) as started:
+    provider, environ = _place(request.param)
+    with start_broker(provider, environ=environ) as started:
         yield started
+
+
+def _place(name: str) -> tuple[str, Mapping[str, str]]:
+    """Return a provider's name, and the environment in which it starts the release that is meant."""
+    if name in OTHER_RELEASES:
+        return "docker", {**os.environ, IMAGE: OTHER_RELEASES[name]}
+    return name, os.environ
+
+
+@cache
+def _other_releases() -> list[str]:
+    """Name the containers of other releases that can be started, where Docker's are started at all."""
+    if "docker" not in candidates(None, os.environ) or IMAGE in os.environ:
+        return []
+    try:
+        with connect_engine(os.environ) as engine:
+            return [name for name, image in OTHER_RELEASES.items() if engine.images.list(name=image)]
+    except HarnessError:
+        return []
 
 
 @cache

@@ -77,6 +77,13 @@ def works(self: Any, label: str, seconds: float) -> None:
         work.connection.execute(insert(effects).values(label=label))
 
 
+@task(name="t.lands")
+def lands(self: Any, order: int) -> None:
+    """Have one effect and leave no other trace: for tests of many thousands."""
+    with self.unit_of_work() as work:
+        work.connection.execute(insert(effects).values(label=str(order)))
+
+
 @task(name="t.commits_then")
 def commits_then(self: Any, label: str, what: str) -> None:
     """Commit an effect, and then go wrong the first time."""

@@ -19,7 +19,7 @@ from unlost.cli import dlq_show as show
 from unlost.cli.dlq_app import application
 from unlost.cli.errors import Exit, reports_errors
 from unlost.core.ports import Ledger
-from unlost.deadletter import DeadLetters, Pace, Redrive, Report, Selection
+from unlost.deadletter import DeadLetters, Pace, Redrive, Report, Selection, exposition, redrive_samples
 from unlost.deadletter.desk import OnProgress
 from unlost.deadletter.edit import Edit
 from unlost.deadletter.group import DEFAULT
@@ -85,6 +85,7 @@ def _selecting(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that choose letters; the command receives ``selection``."""
 
     @wraps(command)
+    @reports_errors
     def chosen(
         group: tuple[str, ...],
         ident: tuple[str, ...],
@@ -93,6 +94,7 @@ def _selecting(command: Callable[..., Any]) -> Callable[..., Any]:
         older_than: timedelta | None,
         younger_than: timedelta | None,
         where: str | None,
+        by: str,
         **rest: Any,
     ) -> Any:
         return command(
@@ -104,6 +106,7 @@ def _selecting(command: Callable[..., Any]) -> Callable[..., Any]:
                 older_than=older_than,
                 younger_than=younger_than,
                 where=where,
+                by=tuple(name.strip() for name in by.split(",")),
             ),
             **rest,
         )
@@ -118,6 +121,7 @@ def _selecting(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--task", multiple=True, help="Those of this task."),
         click.option("--id", "ident", multiple=True, help="Those with this id."),
         click.option("--group", multiple=True, help="Those of this group, as `show` names it."),
+        click.option("--by", default=",".join(DEFAULT), show_default=True, help="What makes a group."),
     ):
         chosen = option(chosen)
     return chosen
@@ -152,13 +156,41 @@ def list_command(broker: str, management_url: str | None, names: tuple[str, ...]
     )
 
 
+@dlq.command("metrics")
+@_broker
+@_management
+@click.option("--queue", "names", multiple=True, help="Only these; else all that hold letters by their name.")
+@_folder
+@_looks
+@reports_errors
+def metrics_command(
+    broker: str, management_url: str | None, names: tuple[str, ...], folder: Path, count_looks: bool
+) -> None:
+    """Print figures worth an alert as Prometheus reads them, for a scheduled job and a textfile collector.
+
+    Letters by reason, loops and the age of the oldest, for which the letters are looked at; and what
+    redrives have done by the audit log.
+    """
+    desk = DeadLetters(broker, folder=folder)
+    with Management(management_url or management_url_of(broker), vhost_of(broker)) as management:
+        queues = names or tuple(
+            each.declared.name
+            for each in management.queues()
+            if each.declared.name.endswith(SUFFIXES) and each.messages
+        )
+        for queue in () if count_looks else queues:
+            refuse_counting_looks(management, queue)
+    now = datetime.now(UTC)
+    samples = [sample for queue in queues for sample in desk.figures(queue).samples(now)]
+    click.echo(exposition([*samples, *redrive_samples(desk.history())]), nl=False)
+
+
 @dlq.command("show")
 @click.argument("queue")
 @click.argument("ident", required=False)
 @_broker
 @_management
 @_selecting
-@click.option("--by", default=",".join(DEFAULT), show_default=True, help="What makes a group.")
 @click.option("--letters", is_flag=True, help="Single letters instead of groups.")
 @click.option("--app", metavar="MODULE:APP", help="The Celery app: its secrets are hidden.")
 @click.option("--redact", multiple=True, metavar="FIELD", help="Hide this field of payloads, too.")
@@ -171,7 +203,6 @@ def show_command(
     broker: str,
     management_url: str | None,
     selection: Selection,
-    by: str,
     letters: bool,
     app: str | None,
     redact: tuple[str, ...],
@@ -191,12 +222,7 @@ def show_command(
     elif letters:
         found = show.lines(desk.letters(queue, selection), redactor, as_json=as_json)
     else:
-        facets = tuple(name.strip() for name in by.split(","))
-        try:
-            groups = desk.groups(queue, by=facets, selection=selection, redactor=redactor)
-        except ValueError as exc:
-            raise click.BadParameter(str(exc), param_hint="--by") from exc
-        found = show.groups(groups, as_json=as_json)
+        found = show.groups(desk.groups(queue, selection=selection, redactor=redactor), as_json=as_json)
     raise SystemExit(Exit.FOUND if found else Exit.FINE)
 
 
@@ -264,7 +290,7 @@ def redrive_command(
         tasks=tasks.names,
     )
     pace = Pace(canary=canary, rate=rate, window=window, max_failures=max_failures, watch=watch)
-    desk = DeadLetters(broker, folder=folder, rows=_ledger(store))
+    desk = DeadLetters(broker, folder=folder, rows=_ledger(store), key_of=tasks.key_of)
     if not yes:
         _end(desk.preview(queue, plan), "would be sent back", as_json=as_json, dry=True)
     with _progress(quiet=as_json) as on_progress:
@@ -380,7 +406,9 @@ def import_command(file: Path, to: str | None, broker: str, folder: Path, yes: b
 
     if not yes:
         _end(Report(sent=sum(1 for _ in read(file))), "would be put back", as_json=as_json, dry=True)
-    _end(DeadLetters(broker, folder=folder).restore(file, to=to), "put back", as_json=as_json)
+    with _progress(quiet=as_json) as on_progress:
+        report = DeadLetters(broker, folder=folder).restore(file, to=to, on_progress=on_progress)
+    _end(report, "put back", as_json=as_json)
 
 
 def _check_looks(broker: str, management_url: str | None, queue: str, count_looks: bool) -> None:
@@ -393,9 +421,9 @@ def _check_looks(broker: str, management_url: str | None, queue: str, count_look
 def _ledger(store: str | None) -> Ledger | None:
     if store is None:
         return None
-    from unlost.idempotency.sql import SqlStore
+    from unlost.idempotency.open import open_store
 
-    return SqlStore(store)
+    return open_store(store)
 
 
 def _selected(desk: DeadLetters, queue: str, selection: Selection) -> Report:

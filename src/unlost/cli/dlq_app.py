@@ -11,6 +11,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from unlost.core.ids import MessageId
+from unlost.deadletter.letter import DeadLetter
 from unlost.deadletter.redact import ALWAYS, Redactor
 from unlost.errors import ConfigurationError
 
@@ -19,9 +21,26 @@ from unlost.errors import ConfigurationError
 class Application:
     """The tasks of an app; without an app, nothing is known of any."""
 
+    tasks: Mapping[str, Any] = field(default_factory=dict)
     names: Collection[str] | None = None
     models: Mapping[str, type[BaseModel]] = field(default_factory=dict)
     secrets: Mapping[str, frozenset[str]] = field(default_factory=dict)
+
+    def key_of(self, letter: DeadLetter) -> MessageId | None:
+        """Return the identity of the idempotency key of a letter's message, if its task has one."""
+        if not self.tasks:
+            return None
+        # Celery is loaded only where an app is named.
+        from unlost.tasks.keys import arguments_of, identity
+        from unlost.tasks.task import ReliableTask
+
+        task = self.tasks.get(letter.task)
+        if not isinstance(task, ReliableTask) or letter.arguments is None:
+            return None
+        try:
+            return identity(task, arguments_of(task, *letter.arguments)) if task.key is not None else None
+        except Exception:  # noqa: BLE001 - the application's own code; the worker says what is wrong with it
+            return None
 
     def redactor(self, more: Collection[str] = ()) -> Redactor:
         """Return what to hide, with more names for all tasks."""
@@ -50,6 +69,7 @@ def application(place: str | None) -> Application:
             f"no Celery app at {place!r} ({exc}): give it as module:attribute, importable from here"
         ) from exc
     return Application(
+        tasks=tasks,
         names=frozenset(tasks),
         models={name: task.payload for name, task in tasks.items() if getattr(task, "payload", None)},
         secrets={name: frozenset(getattr(task, "secrets", ())) for name, task in tasks.items()},

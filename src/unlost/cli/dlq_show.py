@@ -14,6 +14,7 @@ from rich.table import Table
 
 from unlost.deadletter import DeadLetter, Group, Redactor, Report
 from unlost.deadletter.archive import to_json
+from unlost.deadletter.desk import PARKED_BY, PARKED_REASON
 
 
 def queues(found: Sequence[Mapping[str, Any]], *, as_json: bool) -> None:
@@ -142,8 +143,14 @@ def _facts(letter: DeadLetter) -> dict[str, Any]:
         "published_at": _time(letter.published_at) or None,
         "failed_at": _time(letter.failed_at) or None,
         "fingerprint": letter.fingerprint,
+        "parked": _parked(letter),
     }
     return {name: to_json(value) for name, value in facts.items()}
+
+
+def _parked(letter: DeadLetter) -> str | None:
+    reason = letter.headers.get(PARKED_REASON)
+    return f"{reason} ({letter.headers.get(PARKED_BY)})" if reason else None
 
 
 def _group(each: Group) -> dict[str, Any]:

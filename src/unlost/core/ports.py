@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from typing import Any, Protocol
@@ -103,6 +103,9 @@ class Ledger(Protocol):
 
     def read(self, message: MessageId) -> Row | None:
         """Return the row, for tools and tests."""
+
+    def read_many(self, messages: Collection[MessageId]) -> Mapping[MessageId, Row]:
+        """Return the rows of those that have one, for tools that go through many messages."""
 
     def find(self, text: str, most: int = 100) -> list[tuple[str, Row]]:
         """Return the rows whose identity contains a text, at most so many, for tools."""

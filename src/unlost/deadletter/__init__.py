@@ -9,7 +9,7 @@ from unlost.deadletter.desk import DeadLetters
 from unlost.deadletter.disposition import Redrive, Verdict, edited
 from unlost.deadletter.group import FACETS, Group, group
 from unlost.deadletter.letter import DeadLetter
-from unlost.deadletter.metrics import LetterFigures, figures_of, redrive_samples
+from unlost.deadletter.metrics import LetterFigures, exposition, figures_of, redrive_samples
 from unlost.deadletter.move import Report
 from unlost.deadletter.pace import Pace
 from unlost.deadletter.redact import Redactor
@@ -28,6 +28,7 @@ __all__ = [
     "Selection",
     "Verdict",
     "edited",
+    "exposition",
     "figures_of",
     "group",
     "redrive_samples",

@@ -6,6 +6,8 @@ import getpass
 import json
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,15 @@ class AuditLog:
     def __init__(self, path: Path, actor: str | None = None) -> None:
         self.path = path
         self.actor = actor or who()
+
+    def read(self) -> Iterator[dict[str, Any]]:
+        """Yield the lines, the oldest first; one that a crash has torn is left out."""
+        if not self.path.exists():
+            return
+        with self.path.open(encoding="utf-8") as lines:
+            for line in lines:
+                with suppress(ValueError):
+                    yield json.loads(line)
 
     def write(self, action: str, **details: Any) -> None:
         """Append one line; when this returns it is on disk.

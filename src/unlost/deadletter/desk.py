@@ -9,12 +9,12 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from kombu import Connection
 
@@ -24,14 +24,16 @@ from unlost.core.clock import Clock, SystemClock, epoch_ms
 from unlost.core.message import Outgoing
 from unlost.deadletter import archive
 from unlost.deadletter.audit import AuditLog
-from unlost.deadletter.disposition import Decision, Redrive, Rows, Seen, Verdict, decide, moved
+from unlost.deadletter.disposition import Decision, Ends, Redrive, Seen, Verdict, decide, moved
 from unlost.deadletter.fates import Observed
-from unlost.deadletter.group import DEFAULT, Group, group
+from unlost.deadletter.group import Group, group
 from unlost.deadletter.hold import LONGEST, Hold
 from unlost.deadletter.journal import Journal
 from unlost.deadletter.journals import open_journal
+from unlost.deadletter.known import Ahead, KeyOf, Known, Rows
 from unlost.deadletter.letter import DeadLetter
-from unlost.deadletter.move import BATCH, Act, Fates, Move, Report
+from unlost.deadletter.metrics import LetterFigures, figures_of
+from unlost.deadletter.move import BATCH, Act, Fates, Letters, Move, Report
 from unlost.deadletter.pace import Pace
 from unlost.deadletter.redact import Redactor
 from unlost.deadletter.select import Selection
@@ -77,6 +79,8 @@ class DeadLetters:
         broker: AMQP URL, or a kombu connection of which only the parameters are used.
         folder: For journals and the audit log.
         rows: The ledger, to see what is done already and whether a redriven task succeeds.
+        key_of: Returns the identity of the idempotency key of a letter's message: what another message has
+            done under the same key is not sent back.
         actor: Who acts, for the audit log; user and host of this process when not given.
         patience: How long to try to reach a broker that was lost while letters were moved.
         clock: Wall-clock time.
@@ -88,6 +92,7 @@ class DeadLetters:
         *,
         folder: Path,
         rows: Rows | None = None,
+        key_of: KeyOf = lambda _letter: None,
         actor: str | None = None,
         patience: timedelta = timedelta(minutes=2),
         clock: Clock | None = None,
@@ -95,6 +100,7 @@ class DeadLetters:
         self._source = Connection(broker) if isinstance(broker, str) else broker
         self._places = Places(folder=folder)
         self._rows = rows
+        self._key_of = key_of
         self._audit = AuditLog(self._places.audit, actor)
         self._patience = patience
         self._clock = clock or SystemClock()
@@ -124,27 +130,41 @@ class DeadLetters:
         self,
         queue: str,
         *,
-        by: tuple[str, ...] = DEFAULT,
         selection: Selection | None = None,
         redactor: Redactor | None = None,
     ) -> list[Group]:
-        """Return the letters of a queue in groups, the largest first, secrets hidden.
+        """Return the letters of a queue in groups (by ``selection.by``), the largest first, secrets hidden.
 
         Raises:
-            ValueError: A facet in ``by`` is unknown.
             UnlostError: As :meth:`letters`.
         """
-        return group(self.letters(queue, selection), by, (redactor or Redactor()).text)
+        chosen = selection or Selection()
+        return group(self.letters(queue, chosen), chosen.by, (redactor or Redactor()).text)
 
     def find(self, queue: str, ident: str) -> list[DeadLetter]:
         """Return the letters of one task id or AMQP message id."""
         return list(self.letters(queue, Selection(ids=frozenset({ident}))))
 
+    def figures(self, queue: str) -> LetterFigures:
+        """Return what is worth an alert: letters by reason, loops, and when the oldest died.
+
+        Raises:
+            UnlostError: As :meth:`letters`.
+        """
+        return figures_of(queue, self.letters(queue))
+
+    def history(self) -> Iterator[dict[str, Any]]:
+        """Yield the lines of the audit log: who did what, and what came of it."""
+        return self._audit.read()
+
     def preview(self, queue: str, plan: Redrive) -> Report:
         """Return what a redrive would do, as if every publish were confirmed; changes nothing."""
         report, twins = Report(), set()
-        for letter in self.letters(queue):
-            verdict = self._decide(plan, _Nothing())(letter).verdict
+        known = self._known(plan)
+        decide_one = self._decide(plan, _Nothing(), known)
+        letters = self.letters(queue)
+        for letter in known.ahead(letters, lambda letter: letter) if known else letters:
+            verdict = decide_one(letter).verdict
             key = letter.identity, letter.redrives
             if verdict is not Verdict.SEND:
                 report.kept[verdict.value] += 1
@@ -192,6 +212,7 @@ class DeadLetters:
         """
         plan, pace = plan or Redrive(), pace or Pace()
         purpose = {"action": "redrive", "queue": queue, "selection": plan.selection.describe(), "to": plan.to}
+        known = self._known(plan)
         with ExitStack() as stack:
             publisher = Publisher(self._source)
             stack.callback(publisher.close)
@@ -206,9 +227,10 @@ class DeadLetters:
             return self._move(
                 queue,
                 purpose,
-                lambda book: self._decide(plan, book),
+                lambda book: self._decide(plan, book, known),
                 _confirmed(publisher, pace.window),
                 pace=pace,
+                known=known,
                 fates=fates,
                 most=most,
                 journal=journal,
@@ -295,41 +317,46 @@ class DeadLetters:
         """Write letters to a new file, one JSON object a line, and leave them in their queue."""
         return archive.export(self.letters(queue, selection), file)
 
-    def restore(self, file: Path, *, to: str | None = None, window: int = 1000) -> Report:
+    def restore(
+        self,
+        file: Path,
+        *,
+        to: str | None = None,
+        on_progress: OnProgress = lambda _report: None,
+    ) -> Report:
         """Publish the letters of a file to the queue they were in, or to another.
 
         Twins in the file are one. A call that was killed is resumed by the same call.
 
         Raises:
             DeadLetterError: A line holds no letter; those before it were restored.
+            UnlostError: As :meth:`redrive`.
         """
-        purpose = {"action": "import", "queue": str(file.absolute()), "selection": "all", "to": to}
+
+        def put_back(letter: DeadLetter) -> Outgoing:
+            return moved(letter, to or letter.queue, {})
+
         publisher = Publisher(self._source)
         try:
-            with open_journal(self._places.journals, purpose, None) as book:
-                self._audit.write("import", file=file, to=to, journal=book.path)
-                source = _FromFile(file)
-                run = Move(
-                    source,
-                    lambda letter: self._restored(letter, to, book),
-                    _confirmed(publisher),
-                    book,
-                    pace=Pace(canary=0, window=window),
-                )
-                report = run()
-                book.note("end")
-            self._audit.write("import-ended", file=file, **_figures(report))
-            return report
+            return self._move(
+                str(file.absolute()),
+                {"action": "import", "queue": str(file.absolute()), "selection": "all", "to": to},
+                lambda book: self._select(Selection(), book, put_back),
+                _confirmed(publisher),
+                pace=Pace(canary=0),
+                source=lambda: nullcontext(_FromFile(file)),
+                on_progress=on_progress,
+            )
         finally:
             publisher.close()
 
-    def _restored(self, letter: DeadLetter, to: str | None, book: Journal) -> Decision:
-        if book.knows(letter.identity, letter.redrives):
-            return Decision(Verdict.SENT_BEFORE)
-        return Decision(Verdict.SEND, moved(letter, to or letter.queue, {}))
+    def _known(self, plan: Redrive) -> Known | None:
+        if self._rows is None:
+            return None
+        return Known(self._rows, lambda letter: self._key_of(plan.changed(letter)))
 
-    def _decide(self, plan: Redrive, seen: Seen) -> Callable[[DeadLetter], Decision]:
-        return lambda letter: decide(letter, plan, seen, self._rows, self._clock.now())
+    def _decide(self, plan: Redrive, seen: Seen, ends: Ends | None) -> Callable[[DeadLetter], Decision]:
+        return lambda letter: decide(letter, plan, seen, ends, self._clock.now())
 
     def _select(
         self, chosen: Selection, book: Journal, make: Callable[[DeadLetter], Outgoing]
@@ -351,6 +378,8 @@ class DeadLetters:
         act: Act,
         *,
         pace: Pace,
+        source: Callable[[], AbstractContextManager[Source]] | None = None,
+        known: Known | None = None,
         fates: Callable[[Journal], Fates | None] = lambda _book: None,
         most: int | None = None,
         journal: Path | None = None,
@@ -366,9 +395,9 @@ class DeadLetters:
                 before = report.sent + report.acked
                 try:
                     watching = fates(book)
-                    with Hold(self._source, queue) as hold:
+                    with source() if source else Hold(self._source, queue) as hold:
                         run = Move(
-                            hold,
+                            Ahead(hold, known) if known else hold,
                             decider(book),
                             act,
                             book,
@@ -406,8 +435,18 @@ class _Line:
     letter: DeadLetter
 
 
+class Source(Letters, Protocol):
+    """Letters that are held, and whether they were given up before the last one."""
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether there are more, which a further pass will see."""
+
+
 class _FromFile:
     """The letters of a file, as a move takes them."""
+
+    is_cut = False
 
     def __init__(self, file: Path) -> None:
         self._file = file

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Protocol
 
 from unlost.core import headers as h
 from unlost.core.clock import epoch_ms
-from unlost.core.ids import Generation, MessageId, amqp_message_id
+from unlost.core.ids import Generation, amqp_message_id
 from unlost.core.message import Outgoing
-from unlost.core.settlement import Row, State
 from unlost.deadletter.letter import DeadLetter
 from unlost.deadletter.select import Selection
 
@@ -35,6 +35,8 @@ class Verdict(StrEnum):
     NOT_SELECTED = "not-selected"
     #: Its message is done or cancelled: sending it back would do nothing.
     DONE = "done"
+    #: The work of its idempotency key was done by another message.
+    KEY_DONE = "key-done"
     CANCELLED = "cancelled"
     #: It was sent back as often as it may be.
     LIMIT = "limit"
@@ -52,11 +54,11 @@ class Verdict(StrEnum):
 LEAVES = frozenset({Verdict.SEND, Verdict.TWIN, Verdict.SENT_BEFORE})
 
 
-class Rows(Protocol):
-    """The ledger as far as a redrive reads it; :class:`unlost.idempotency.sql.SqlStore` is one."""
+class Ends(Protocol):
+    """What the ledger knows of letters; :class:`unlost.deadletter.known.Known`."""
 
-    def read(self, message: MessageId) -> Row | None:
-        """Return a message's row."""
+    def end_of(self, letter: DeadLetter) -> Verdict | None:
+        """Return how its message came to an end since, if it did."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +82,14 @@ class Redrive:
     edit: Callable[[DeadLetter], bytes] | None = None
     tasks: Collection[str] | None = None
 
+    def changed(self, letter: DeadLetter) -> DeadLetter:
+        """Return the letter with the body that would be sent; as it is, if its edit is refused."""
+        if self.edit is None:
+            return letter
+        with suppress(ValueError):
+            return replace(letter, body=self.edit(letter))
+        return letter
+
 
 @dataclass(frozen=True, slots=True)
 class Decision:
@@ -97,12 +107,8 @@ class Seen(Protocol):
         """Whether a letter of this message and redrive number is safe elsewhere."""
 
 
-def decide(letter: DeadLetter, plan: Redrive, seen: Seen, rows: Rows | None, now: datetime) -> Decision:
-    """Decide what becomes of a letter; twins within a batch are the caller's to find.
-
-    Raises:
-        StoreUnavailable: The ledger cannot be read.
-    """
+def decide(letter: DeadLetter, plan: Redrive, seen: Seen, ends: Ends | None, now: datetime) -> Decision:
+    """Decide what becomes of a letter; twins within a batch are the caller's to find."""
     if seen.knows(letter.identity, letter.redrives):
         # Whether it is meant or not: it was, when it was sent, and it must not be sent twice.
         return Decision(Verdict.SENT_BEFORE)
@@ -117,23 +123,13 @@ def decide(letter: DeadLetter, plan: Redrive, seen: Seen, rows: Rows | None, now
         return Decision(Verdict.NO_ORIGIN)
     if plan.tasks is not None and letter.task and letter.task not in plan.tasks:
         return Decision(Verdict.UNKNOWN_TASK, why=letter.task)
-    if (ended := _ended(letter, rows)) is not None:
+    if ends is not None and (ended := ends.end_of(letter)) is not None:
         return Decision(ended)
     try:
         body = plan.edit(letter) if plan.edit else letter.body
     except ValueError as exc:
         return Decision(Verdict.INVALID, why=str(exc))
     return Decision(Verdict.SEND, _redriven(letter, target, body, plan.run_again, now))
-
-
-def _ended(letter: DeadLetter, rows: Rows | None) -> Verdict | None:
-    """Return whether the message came to an end since; a letter that was only late is no end."""
-    if rows is None or letter.message is None:
-        return None
-    row = rows.read(letter.message)
-    if row is None:
-        return None
-    return {State.DONE: Verdict.DONE, State.CANCELLED: Verdict.CANCELLED}.get(row.state)
 
 
 def _redriven(letter: DeadLetter, target: str, body: bytes, run_again: bool, now: datetime) -> Outgoing:

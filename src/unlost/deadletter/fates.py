@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from typing import Protocol
 
 from unlost.core.ids import MessageId
-from unlost.core.settlement import State
-from unlost.deadletter.disposition import Rows
+from unlost.core.settlement import Row, State
 from unlost.deadletter.journal import Journal
+from unlost.deadletter.known import Rows
 from unlost.deadletter.letter import DeadLetter
 from unlost.deadletter.move import PASSED, UNDECIDED
 from unlost.deadletter.pace import Pace
@@ -96,10 +96,10 @@ class Observed:
                 break
             if self._watch is None:
                 time.sleep(TICK.total_seconds())
-        waiting = [ident for ident in self._open if self._is_waiting(ident)]
-        if waiting:
+        # One that the ledger never saw says nothing.
+        if waiting := len(self._open_rows()):
             return (
-                f"{UNDECIDED}: {len(waiting)} of {self._total} neither done nor dead after "
+                f"{UNDECIDED}: {waiting} of {self._total} neither done nor dead after "
                 f"{self._pace.watch}; "
                 "are workers running? Resume with a longer --watch"
             )
@@ -128,8 +128,9 @@ class Observed:
         """Close what the ledger knows the end of."""
         if self._rows is None:
             return
+        rows = self._open_rows()
         for ident, (message, redrives) in list(self._open.items()):
-            row = self._rows.read(message) if message else None
+            row = rows.get(message) if message else None
             if row is None:
                 continue
             if row.state in (State.DONE, State.CANCELLED):
@@ -139,7 +140,7 @@ class Observed:
                 self._failed.add(ident)
                 self._back += self._watch is None
 
-    def _is_waiting(self, ident: str) -> bool:
-        """Whether the ledger has the message and no end of it; one it never saw says nothing."""
-        message, _ = self._open[ident]
-        return self._rows is not None and message is not None and self._rows.read(message) is not None
+    def _open_rows(self) -> Mapping[MessageId, Row]:
+        if self._rows is None:
+            return {}
+        return self._rows.read_many([message for message, _ in self._open.values() if message])

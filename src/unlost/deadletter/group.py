@@ -74,15 +74,13 @@ class Group:
             self.samples.append(letter.id)
 
 
-def facets_of(letter: DeadLetter, by: Iterable[str] = DEFAULT) -> dict[str, str]:
-    """Return a letter's facets.
+def unknown_facets(by: Iterable[str]) -> list[str]:
+    """Return those names that are no facet."""
+    return sorted(set(by) - set(_FACETS))
 
-    Raises:
-        ValueError: A facet is unknown; names those there are.
-    """
-    unknown = sorted(set(by) - set(_FACETS))
-    if unknown:
-        raise ValueError(f"no facet {', '.join(unknown)}: letters are grouped by {', '.join(FACETS)}")
+
+def facets_of(letter: DeadLetter, by: Iterable[str] = DEFAULT) -> dict[str, str]:
+    """Return a letter's facets; ``by`` names only such as there are."""
     return {name: _FACETS[name](letter) for name in by}
 
 

@@ -50,7 +50,7 @@ class DeadLetter:
             return None
         return h.message_id_of(self.headers)
 
-    @property
+    @cached_property
     def identity(self) -> str | None:
         """Return what all copies of one message share: task and id, or else the AMQP message id."""
         if self.message is not None:

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from unlost.core.headers import PREFIX
-from unlost.deadletter.group import group_id_of
+from unlost.deadletter.group import DEFAULT, FACETS, group_id_of, unknown_facets
 from unlost.deadletter.letter import DeadLetter
 from unlost.errors import ConfigurationError
 
@@ -17,7 +17,8 @@ class Selection:
     """A letter is meant if it meets every condition that is set; with none set, all are meant.
 
     Attributes:
-        groups: Ids of groups, as ``show`` prints them.
+        by: What makes a group, of :data:`unlost.deadletter.FACETS`.
+        groups: Ids of groups made by that, as ``show`` prints them.
         ids: Task ids or AMQP message ids.
         tasks: Names of tasks.
         reasons: Why they died.
@@ -29,6 +30,7 @@ class Selection:
             there under their short names: ``headers.queue`` is ``x-unlost-queue``.
     """
 
+    by: tuple[str, ...] = DEFAULT
     groups: frozenset[str] = frozenset()
     ids: frozenset[str] = frozenset()
     tasks: frozenset[str] = frozenset()
@@ -38,6 +40,10 @@ class Selection:
     where: str | None = None
 
     def __post_init__(self) -> None:
+        if unknown := unknown_facets(self.by):
+            raise ConfigurationError(
+                f"no facet {', '.join(unknown)}: letters are grouped by {', '.join(FACETS)}"
+            )
         object.__setattr__(self, "_expression", _compiled(self.where) if self.where else None)
 
     @property
@@ -52,7 +58,7 @@ class Selection:
             and (not self.tasks or letter.task in self.tasks)
             and (not self.reasons or letter.reason in self.reasons)
             and self._is_of_age(letter, now)
-            and (not self.groups or group_id_of(letter) in self.groups)
+            and (not self.groups or group_id_of(letter, self.by) in self.groups)
             and self._says(letter)
         )
 

@@ -228,6 +228,10 @@ class RecordStore(ABC):
         """Return a message's row."""
         return self._find(str(message))
 
+    def read_many(self, messages: Collection[MessageId]) -> Mapping[MessageId, Row]:
+        """Return the rows of those that have one, asked for one by one."""
+        return {each: row for each in messages if (row := self.read(each)) is not None}
+
 
 def _written(admission: Admission) -> Row | None:
     """Return the row that an admission has to write, if any."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from datetime import timedelta
@@ -361,6 +361,13 @@ class SqlStore:
         with self.database.autocommit() as connection:
             found = connection.execute(self._sql.read, {"key": str(message)}).mappings().one_or_none()
             return from_columns(found) if found else None
+
+    def read_many(self, messages: Collection[MessageId]) -> Mapping[MessageId, Row]:
+        """Return the rows of those that have one, in one statement."""
+        names = {str(each): each for each in messages}
+        with self.database.autocommit() as connection:
+            found = connection.execute(self._sql.read_many, {"keys": list(names)}).mappings().all()
+        return {names[each["message"]]: from_columns(each) for each in found}
 
     def find(self, text: str, most: int = 100) -> list[tuple[str, Row]]:
         """Return the rows whose identity contains a text."""

@@ -40,6 +40,7 @@ class Statements:
             .returning(messages.c.expires)
         )
         self.read = select(messages).where(_KEY)
+        self.read_many = select(messages).where(messages.c.message.in_(bindparam("keys", expanding=True)))
         self.read_if_free = select(messages, clock.label("now")).where(_KEY).with_for_update(nowait=True)
         self.read_locked = select(messages).where(_KEY).with_for_update()
         self.held_by = (

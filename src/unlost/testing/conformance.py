@@ -496,6 +496,18 @@ class LedgerConformance:
 
     # --- tools
 
+    def test_many_rows_are_read_at_once(self, ledger: Ledger) -> None:
+        """Of the messages asked for, those that have a row are returned with it, and no others."""
+        acquire(ledger)
+        acquire(ledger, OTHER)
+        ledger.cancel(OTHER, FIRST)
+        found = ledger.read_many([MESSAGE, OTHER, MessageId("shop.charge", "nobody")])
+        assert {message: row.state for message, row in found.items()} == {
+            MESSAGE: State.LEASED,
+            OTHER: State.CANCELLED,
+        }
+        assert ledger.read_many([]) == {}
+
     def test_rows_are_found_by_a_part_of_their_name(self, ledger: Ledger) -> None:
         """An operator looks for an id or a task; what has a meaning in patterns is taken by the letter."""
         for message in (MESSAGE, OTHER, MessageId("shop.refund", "100%_m*")):
