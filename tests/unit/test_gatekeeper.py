@@ -33,7 +33,7 @@ class Consumer:
         def loop() -> None:
             try:
                 act()
-            except Exception as exc:
+            except Exception as exc:  # noqa: BLE001 - the loop sees all
                 self.raised.append(exc)
 
         thread = threading.Thread(target=loop)
