@@ -156,7 +156,7 @@ class Gatekeeper:
         hands = self._tap.hands()
         waiting = self._tap.depth(queue) if hands > 0 else 0
         wanted = min(hands, waiting)
-        if not wanted and not self._must_tell(queue, running):
+        if not wanted and (limit.concurrent is None or not self._must_tell(queue, running)):
             return TURN
         grant = self._store.permits(limit, self.worker, wanted=wanted, running=running, lease=self._lease)
         self._told[queue] = (running + grant.permits, time.monotonic())
@@ -239,10 +239,11 @@ class Tap:
         def run() -> None:
             try:
                 future.set_result(act())
-            except BaseException as exc:
+            except Exception as exc:
                 future.set_exception(exc)
-                # A lost connection is for the loop to see.
-                raise
+                # A lost connection is for the loop to see; anything else would end it.
+                if isinstance(exc, (*self._consumer.connection_errors, *self._consumer.channel_errors)):
+                    raise
 
         self._consumer.call_soon(run)
         return future.result(timeout=LOOP_PATIENCE)
