@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Column, Table
 
 from unlost import config
@@ -154,5 +155,6 @@ def _table(rows: list[tuple[str, Row]]) -> Table:
         occupant = occupant_of(row) if is_unique_record(name) else None
         holder = str(occupant.message) if occupant else row.holder
         why = holder or (row.failure.reason if row.failure else "")
-        table.add_row(name, row.state, *map(str, counts), started, why)
+        # As they are: rich would take an id in brackets for a style.
+        table.add_row(escape(name), row.state, *map(str, counts), started, escape(why))
     return table
