@@ -36,9 +36,9 @@ def run(*arguments: str) -> Result:
 
 def test_rows_are_shown(store: SqlStore) -> None:
     """A part of the name is enough; as JSON all of the row is there."""
-    shown = run("show", "shop.charge").output
-    assert "leased" in shown
-    assert str(MESSAGE) in shown
+    table = run("show", "shop.charge").output
+    assert "leased" in table
+    assert str(MESSAGE) in table
     shown = run("show", "[n]", "--json")
     assert shown.exit_code == 0
     assert [(row["name"], row["state"], row["result"]) for row in json.loads(shown.output)["rows"]] == [
