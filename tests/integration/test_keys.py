@@ -47,7 +47,10 @@ def test_duplicates_end_as_the_task_says(shop: Bench) -> None:
     shop.call("m.first_fails.delay(order='f')")
     shop.wait_for(lambda: shop.states()["done"] == 6 and shop.states()["dead"] == 1, "the first are through")
 
-    shop.call("m.charge.delay(order='a', amount=6)")  # another payload
+    with pytest.raises(AssertionError, match=r"KeyConflict: key:t\.charge.*with another payload"):
+        shop.call("m.charge.delay(order='a', amount=6)")
+    # A publisher that does not ask the store: the worker finds it.
+    shop.call("from celery import Task; Task.apply_async(m.charge, kwargs={'order': 'a', 'amount': 6})")
     shop.call("m.strict.delay(order='s')")
     shop.call("m.other.apply_async(('X',), link=m.receives.s())")  # the same space
     shop.call("m.outside.delay('X')")

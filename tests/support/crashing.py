@@ -145,7 +145,7 @@ def publish(orders: int) -> None:
         ids += [f"again-{number}"] * (number % 7 == 0)
         for task_id in ids:
             _publish_surely((number,), task_id, link)
-        if number % 100 == 99:
+        if number % 50 == 49:
             sys.stdout.write(f"{number + 1}\n")
             sys.stdout.flush()
 

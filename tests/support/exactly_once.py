@@ -67,7 +67,7 @@ class Crashing:
         Args:
             orders: How many.
             patience: For all of it.
-            trouble: Called with the number of orders published, each time that a hundred more are.
+            trouble: Called with the number of orders published, each time that fifty more are.
         """
         self.marks.mkdir(exist_ok=True)
         began = time.monotonic()

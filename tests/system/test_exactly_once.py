@@ -20,6 +20,7 @@ from unlost.testing.stores import StoreServer, start_store
 pytestmark = [pytest.mark.system, pytest.mark.one_broker]
 
 MANY = 20_000
+PATIENCE = timedelta(minutes=8)
 
 
 @contextmanager
@@ -74,38 +75,38 @@ def assert_once(verdict: Verdict) -> None:
     assert verdict.duplicates == {}, verdict
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_rows_are_written_once_whatever_dies(
     own_broker: Broker, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     """Crashes at every point, a kill of the broker, a kill of PostgreSQL, copies: lost 0, duplicates 0."""
     require("postgresql", request.config)
-    with crashing(own_broker, "postgresql", tmp_path, rate=12) as (run, server):
-        trouble = at({100: restart(own_broker), 200: restart(server)})
-        verdict = run.run(300, timedelta(minutes=4), trouble)
+    with crashing(own_broker, "postgresql", tmp_path, rate=30) as (run, server):
+        trouble = at({50: restart(own_broker), 100: restart(server)})
+        verdict = run.run(120, PATIENCE, trouble)
     assert_once(verdict)
     assert set(verdict.crashes) == set(POINTS), verdict
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_without_the_lease_rows_are_written_twice(
     broker: Broker, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     """The same run with the lease off must show it, or its verdict would prove nothing."""
     require("postgresql", request.config)
     with crashing(broker, "postgresql", tmp_path, rate=12, UNLOST_DANGEROUSLY_WITHOUT="lease") as (run, _):
-        verdict = run.run(100, timedelta(minutes=4))
+        verdict = run.run(50, PATIENCE)
     assert verdict.duplicates, verdict
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_effects_outside_repeat_only_where_a_crash_explains_it(
     own_broker: Broker, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     """With Redis nothing is lost; each repeated effect has its recorded crash or loss, and one token."""
     require("redis", request.config)
-    with crashing(own_broker, "redis", tmp_path, rate=12) as (run, server):
-        verdict = run.run(200, timedelta(minutes=4), at({100: restart(server)}))
+    with crashing(own_broker, "redis", tmp_path, rate=30) as (run, server):
+        verdict = run.run(100, PATIENCE, at({50: restart(server)}))
     assert verdict.lost == [], verdict
     assert verdict.unexplained == [], verdict
     assert verdict.duplicates, "no crash between effect and record: this run shows nothing"

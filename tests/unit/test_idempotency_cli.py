@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
 from unlost.cli import main
+from unlost.core.uniqueness import Occupant, holder_of, unique_id
 from unlost.idempotency.sql import SqlStore
 from unlost.testing.conformance import MESSAGE, OTHER, acquire, granted, read
 
@@ -18,6 +20,7 @@ from unlost.testing.conformance import MESSAGE, OTHER, acquire, granted, read
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SqlStore]:
     """A store with a leased and a done message."""
     monkeypatch.setenv("UNLOST_STORE", f"sqlite:///{tmp_path}/store.sqlite")
+    monkeypatch.setenv("COLUMNS", "250")
     opened = SqlStore(f"sqlite:///{tmp_path}/store.sqlite")
     opened.create_schema()
     granted(opened, holder="me")
@@ -33,12 +36,23 @@ def run(*arguments: str) -> Result:
 
 def test_rows_are_shown(store: SqlStore) -> None:
     """A part of the name is enough; as JSON all of the row is there."""
-    assert "leased" in run("show", "shop.charge").output
+    table = run("show", "shop.charge").output
+    assert "leased" in table
+    assert str(MESSAGE) in table
     shown = run("show", "[n]", "--json")
     assert shown.exit_code == 0
     assert [(row["name"], row["state"], row["result"]) for row in json.loads(shown.output)["rows"]] == [
         (str(OTHER), "done", "5")
     ]
+
+
+def test_a_unique_task_is_shown_with_its_message(store: SqlStore) -> None:
+    """Whoever wonders why nothing is published sees which message is in the way."""
+    record, note = unique_id("shop.pack", 5), Occupant(OTHER, 60).note()
+    row = granted(store, record, holder="publisher")
+    store.hand_over(record, row, to=holder_of(OTHER), lease=timedelta(seconds=60), note=note)
+
+    assert str(OTHER) in run("show", "unique:shop.pack").output
 
 
 def test_absence_is_no_proof(store: SqlStore) -> None:

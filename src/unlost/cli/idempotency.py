@@ -6,16 +6,19 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import click
 from rich.console import Console
-from rich.table import Table
+from rich.markup import escape
+from rich.table import Column, Table
 
 from unlost import config
 from unlost.cli.errors import Exit, reports_errors
 from unlost.core.ports import Ledger
 from unlost.core.settlement import Row, State
+from unlost.core.uniqueness import is_unique_record, occupant_of
 from unlost.errors import ConfigurationError
 from unlost.idempotency.holder import is_gone
 from unlost.idempotency.open import open_store
@@ -49,7 +52,9 @@ def idempotency() -> None:
 @_json
 @reports_errors
 def show(text: str, store: str | None, most: int, as_json: bool) -> None:
-    """Show the messages, keys (key:...) and steps (step:...) whose name contains TEXT, a task id for example.
+    """Show what is known under names that contain TEXT, a task id for example.
+
+    There are messages, keys (key:...), steps (step:...) and records of unique tasks (unique:...).
 
     Exit status 3 if there are none: absence does not prove that nothing ran.
     """
@@ -141,10 +146,15 @@ def _as_json(name: str, row: Row) -> dict[str, Any]:
 
 
 def _table(rows: list[tuple[str, Row]]) -> Table:
-    table = Table("name", "state", "attempt", "redrives", "crashes", "lost", "started", "holder or reason")
+    whole = partial(Column, overflow="fold")
+    counted = ("state", "attempt", "redrives", "crashes", "lost", "started")
+    table = Table(whole("name"), *counted, whole("holder or reason"))
     for name, row in rows:
         started = datetime.fromtimestamp(row.started_ms / 1000, UTC).isoformat(timespec="seconds")
         counts = (row.generation.attempt, row.generation.redrives, row.crashes, row.lost)
-        why = row.holder or (row.failure.reason if row.failure else "")
-        table.add_row(name, row.state, *map(str, counts), started, why)
+        occupant = occupant_of(row) if is_unique_record(name) else None
+        holder = str(occupant.message) if occupant else row.holder
+        why = holder or (row.failure.reason if row.failure else "")
+        # As they are: rich would take an id in brackets for a style.
+        table.add_row(escape(name), row.state, *map(str, counts), started, escape(why))
     return table

@@ -43,12 +43,13 @@ class MemoryStore(RecordStore):
             self._changed[message] = self._clock()
             return self._rows[message], None
 
-    def _replace(self, message: str, expected: Mapping[str, Any], row: Row) -> bool:
+    def _replace(self, message: str, expected: Mapping[str, Any], row: Row, *, counts: bool = True) -> bool:
         with self._lock:
             present = self._rows.get(message)
             if present is None or any(getattr(present, name) != value for name, value in expected.items()):
                 return False
-            self._rows[message] = row
+            kept = row if counts else replace(row, crashes=present.crashes, lost=present.lost)
+            self._rows[message] = kept
             self._changed[message] = self._clock()
             return True
 

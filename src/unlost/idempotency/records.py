@@ -42,8 +42,12 @@ class RecordStore(ABC):
         """
 
     @abstractmethod
-    def _replace(self, message: str, expected: Mapping[str, Any], row: Row) -> bool:
-        """Write the row if the present one has the expected values (by the names of :class:`Row`)."""
+    def _replace(self, message: str, expected: Mapping[str, Any], row: Row, *, counts: bool = True) -> bool:
+        """Write the row if the present one has the expected values (by the names of :class:`Row`).
+
+        Without ``counts`` the present crashes and takeovers stay: a holder does not know what was counted
+        since it got its lease.
+        """
 
     @abstractmethod
     def _held_by(self, holder: str) -> tuple[str, Row] | None:
@@ -117,7 +121,9 @@ class RecordStore(ABC):
         if claim is not None:
             self.complete(claim.key, claim.row, claim.seal(result))
         done = settlement.done(row, result=result, quietly=quietly)
-        if not self._replace(str(message), _ours(row), done) and not _same(self.read(message), done):
+        if not self._replace(str(message), _ours(row), done, counts=False) and not _same(
+            self.read(message), done
+        ):
             raise _lost(message, row)
 
     def cancel(self, message: MessageId, generation: Generation) -> bool:
@@ -149,7 +155,7 @@ class RecordStore(ABC):
         )
 
     def _decide(self, message: MessageId, row: Row, decided: Row) -> Row:
-        if self._replace(str(message), _ours(row), decided):
+        if self._replace(str(message), _ours(row), decided, counts=False):
             return decided
         present = self.read(message)
         # Ours under another id, if the answer to the first try was lost.
@@ -167,7 +173,7 @@ class RecordStore(ABC):
     def hand_over(self, message: MessageId, row: Row, *, to: str, lease: timedelta, note: str | None) -> Row:
         """Give a lease to another holder, for another time from now on."""
         given = settlement.handed_over(row, to=to, note=note)
-        if not self._replace(str(message), _ours(row), given):
+        if not self._replace(str(message), _ours(row), given, counts=False):
             present = self.read(message)
             # Ours, if the answer to the first try was lost.
             if present is None or (present.holder, present.token) != (to, given.token):
@@ -251,7 +257,10 @@ def _identity(row: Row) -> dict[str, Any]:
 
 
 def _same(present: Row | None, wanted: Row) -> bool:
-    return present is not None and replace(present, sent=False) == replace(wanted, sent=False)
+    def essence(row: Row) -> Row:
+        return replace(row, sent=False, crashes=0, lost=0)
+
+    return present is not None and essence(present) == essence(wanted)
 
 
 def _lost(message: MessageId, row: Row) -> LeaseLost:

@@ -134,16 +134,16 @@ class RedisStore(RecordStore):
         return f"RedisStore({self._server.shown!r})"
 
     def _insert(self, message: str, row: Row, lease: timedelta) -> tuple[Row, float | None]:
-        fields = _flat(_fields(row), without="expires")
+        fields = _flat(_fields(row), ("expires",))
         answer = self._server.run(_INSERT, (_PREFIX + message, _HOLDERS), lease.total_seconds(), *fields)
         if isinstance(answer, list):
             now, found = answer
             return _row(found), float(now)
         return _row(_flat({**_fields(row), "expires": answer})), None
 
-    def _replace(self, message: str, expected: Mapping[str, Any], row: Row) -> bool:
+    def _replace(self, message: str, expected: Mapping[str, Any], row: Row, *, counts: bool = True) -> bool:
         want = {name: _text(value) for name, value in expected.items()}
-        arguments = (len(want), *_flat(want), *_flat(_fields(row)))
+        arguments = (len(want), *_flat(want), *_flat(_fields(row), () if counts else ("crashes", "lost")))
         return bool(self._server.run(_REPLACE, (_PREFIX + message, _HOLDERS), *arguments))
 
     def _held_by(self, holder: str) -> tuple[str, Row] | None:
@@ -307,8 +307,8 @@ def _text(value: Any) -> str:
     return str(value)
 
 
-def _flat(fields: Mapping[str, str], without: str = "") -> list[str]:
-    return [part for name, value in fields.items() if name != without for part in (name, value)]
+def _flat(fields: Mapping[str, str], without: Collection[str] = ()) -> list[str]:
+    return [part for name, value in fields.items() if name not in without for part in (name, value)]
 
 
 def _row(flat: Any) -> Row:

@@ -49,7 +49,9 @@ class Statements:
         everything = update(messages).values(**columns, updated_ms=wall)
         self.overwrite = everything.where(_KEY)
         still_ours = (_KEY, messages.c.token == bindparam("held_token"), leased)
-        self.replace = everything.where(*still_ours)
+        # A holder does not know what was counted since it got its lease.
+        known = {name: value for name, value in columns.items() if name not in ("crashes", "lost")}
+        self.replace = update(messages).values(**known, updated_ms=wall).where(*still_ours)
         self.complete = (
             update(messages)
             .where(*still_ours)

@@ -87,7 +87,8 @@ class ReliableRequest(Request):
     def acknowledge(self) -> None:
         """Ack, once; the lease needs no renewal any more."""
         self._let_go()
-        self._runtime.points.reach(Point.ACKING, h.message_id_of(self._message.headers))
+        if self._runtime.points.observer is not None:
+            self._runtime.points.reach(Point.ACKING, h.message_id_of(self._message.headers))
         super().acknowledge()
 
     def reject(self, requeue: bool = False) -> None:

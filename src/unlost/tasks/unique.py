@@ -249,7 +249,8 @@ def refuse_contradictions(task: type[ReliableTask], runtime: Runtime) -> None:
     fits = task.on_conflict in ("skip", "replace", "raise")
     _refuse(task, "on_conflict", task.on_conflict, fits=fits, may_be="'skip', 'replace' or 'raise'")
     lease = task.unique_lease
-    _refuse(task, "unique_lease", lease, fits=timedelta(0) < lease <= longest, may_be=_up_to(longest))
+    if unique in ("until_started", "until_finished"):
+        _refuse(task, "unique_lease", lease, fits=timedelta(0) < lease <= longest, may_be=_up_to(longest))
 
 
 def _up_to(longest: timedelta) -> str:
