@@ -81,10 +81,11 @@ def test_what_is_not_due_when_the_load_ends_is_left_out(scene: Scene) -> None:
 
 def test_an_injury_that_could_not_be_healed_ends_the_run(scene: Scene) -> None:
     """Its error is raised where the load ends: such a run proves nothing."""
-    schedule = at(0, Scratch(breaks=True))
-    with pytest.raises(HarnessError, match="cannot be healed"), Conductor(schedule, scene) as conductor:
-        scene.begun.set()
-        wait_until(lambda: conductor.strikes, SOON, "it strikes")
+    conductor = Conductor(at(0, Scratch(breaks=True)), scene).__enter__()
+    scene.begun.set()
+    wait_until(lambda: conductor.strikes, SOON, "it strikes")
+    with pytest.raises(HarnessError, match="cannot be healed"):
+        conductor.__exit__()
 
 
 def test_one_turn_at_a_time(scene: Scene) -> None:
