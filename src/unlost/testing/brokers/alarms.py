@@ -13,7 +13,7 @@ from unlost.broker.management import Management
 from unlost.testing.brokers.base import Broker
 from unlost.testing.waiting import wait_until
 
-_PATIENCE = timedelta(seconds=30)
+_PATIENCE = timedelta(seconds=90)
 
 
 @contextmanager
