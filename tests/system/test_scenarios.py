@@ -98,8 +98,9 @@ THREE_NODES = {
     "node-dies": Scenario(nemeses=[KillNode(times=1), KILLS], nodes=3, duration=25 * SECOND),
     "leader-dies": Scenario(nemeses=[LeaderLoss(times=1), KILLS], nodes=3, duration=25 * SECOND),
     "node-pauses": Scenario(nemeses=[PauseNode(times=1), KILLS], nodes=3, duration=25 * SECOND),
-    "partition": Scenario(
-        nemeses=[Partition(times=1), Partition(times=1, of="leader")], nodes=3, duration=40 * SECOND
+    "partition": Scenario(nemeses=[Partition(times=1)], nodes=3, duration=25 * SECOND),
+    "leader-cut-off": Scenario(
+        nemeses=[Partition(times=1, of="leader"), KILLS], nodes=3, duration=25 * SECOND
     ),
     "rolling-restart": Scenario(nemeses=[RollingRestart(times=1), KILLS], nodes=3, duration=25 * SECOND),
 }
