@@ -47,20 +47,17 @@ def test_without_confirms_orders_are_lost_with_the_broker(own_broker: Broker, tm
     assert_becomes_invalid(own_broker, tmp_path, "confirms", "lost", **BURST)
 
 
-@pytest.mark.one_broker
 def test_without_rejecting_lost_workers_orders_are_lost(broker: Broker, tmp_path: Path) -> None:
     """The delivery of a child that was killed is acked."""
     assert_becomes_invalid(broker, tmp_path, "lost_worker_reject", "lost", **KILLS)
 
 
 @pytest.mark.long
-@pytest.mark.one_broker
 def test_without_mandatory_orders_are_lost_with_a_binding(broker: Broker, tmp_path: Path) -> None:
     """What no queue is bound for is confirmed all the same."""
     assert_becomes_invalid(broker, tmp_path, "mandatory", "lost", **UNBOUND)
 
 
-@pytest.mark.one_broker
 def test_without_at_least_once_dead_lettering_retries_are_lost(broker: Broker, tmp_path: Path) -> None:
     """A retry whose delay is over comes to a queue that is full, and is dropped."""
     assert_becomes_invalid(broker, tmp_path, "at_least_once", "lost", **FULL)

@@ -55,7 +55,8 @@ pytestmark = [
 __all__ = ["shop_is_importable"]
 
 SECOND = timedelta(seconds=1)
-KILLS = KillWorkers(every=1.5 * SECOND)
+#: Beside other faults: often enough, and the workers stay up.
+KILLS = KillWorkers(every=2 * SECOND, targets=("child",))
 RULES = (NothingLost(), NothingFromNowhere(), EffectsOnce(), ExclusiveEnd(), Conserved(), NoBystanders())
 
 
@@ -72,7 +73,7 @@ class Scenario:
 
 #: Those that run on every release, and in CI.
 CORE = {
-    "core-workers-die": Scenario(nemeses=[KILLS]),
+    "core-workers-die": Scenario(nemeses=[KillWorkers(every=1.5 * SECOND)]),
     "core-broker-dies": Scenario(nemeses=[KillBroker(times=1), KILLS]),
     "core-connections-close": Scenario(nemeses=[CloseConnections(times=3), KILLS]),
     "core-links-break": Scenario(nemeses=[LinkFault(times=6)], duration=25 * SECOND),
@@ -97,8 +98,9 @@ THREE_NODES = {
     "node-dies": Scenario(nemeses=[KillNode(times=1), KILLS], nodes=3, duration=25 * SECOND),
     "leader-dies": Scenario(nemeses=[LeaderLoss(times=1), KILLS], nodes=3, duration=25 * SECOND),
     "node-pauses": Scenario(nemeses=[PauseNode(times=1), KILLS], nodes=3, duration=25 * SECOND),
-    "partition": Scenario(
-        nemeses=[Partition(times=1), Partition(times=1, of="leader")], nodes=3, duration=40 * SECOND
+    "partition": Scenario(nemeses=[Partition(times=1)], nodes=3, duration=25 * SECOND),
+    "leader-cut-off": Scenario(
+        nemeses=[Partition(times=1, of="leader"), KILLS], nodes=3, duration=25 * SECOND
     ),
     "rolling-restart": Scenario(nemeses=[RollingRestart(times=1), KILLS], nodes=3, duration=25 * SECOND),
 }

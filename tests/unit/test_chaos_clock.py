@@ -14,7 +14,14 @@ import pytest
 from unlost.chaos.clock import faked, find_faketime, offset_ns, run_clock, set_ahead
 from unlost.testing.waiting import wait_until
 
-PROGRAM = "import sys, time\nfor _ in sys.stdin: print(time.time(), time.monotonic(), flush=True)"
+PROGRAM = """
+import sys, time
+from unlost.chaos.clock import sleep_under_faketime
+sleep_under_faketime()
+for _ in sys.stdin:
+    time.sleep(0.01)
+    print(time.time(), time.monotonic(), flush=True)
+"""
 SECONDS = 20
 
 

@@ -7,6 +7,7 @@ every process of a run adds the same offset to the host's monotonic clock. libfa
 
 from __future__ import annotations
 
+import select
 import time
 from collections.abc import Callable, Mapping
 from datetime import timedelta
@@ -14,6 +15,9 @@ from pathlib import Path
 
 #: Carries the offset to the processes of a run.
 OFFSET_VARIABLE = "UNLOST_CHAOS_CLOCK"
+
+#: Names the file that tells the wall clock of a process.
+FILE_VARIABLE = "FAKETIME_TIMESTAMP_FILE"
 
 _LIBRARIES = (
     "/usr/lib/*/faketime/libfaketime.so.1",
@@ -43,11 +47,20 @@ def faked(library: Path, file: Path) -> Mapping[str, str]:
     set_ahead(file, timedelta(0))
     return {
         "LD_PRELOAD": str(library),
-        "FAKETIME_TIMESTAMP_FILE": str(file),
+        FILE_VARIABLE: str(file),
         "FAKETIME_CACHE_DURATION": "1",
         "FAKETIME_DONT_FAKE_MONOTONIC": "1",
         "DONT_FAKE_MONOTONIC": "1",
     }
+
+
+def sleep_under_faketime() -> None:
+    """Let ``time.sleep`` of this process wait in select(2).
+
+    libfaketime 0.9.10 answers EINVAL to the clock_nanosleep(2) that Python sleeps with when it is to leave
+    the monotonic clock alone.
+    """
+    time.sleep = lambda seconds, /: select.select([], [], [], float(seconds)) and None
 
 
 def set_ahead(file: Path, ahead: timedelta) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import click
 from celery.signals import task_postrun, task_prerun, worker_process_init
 
-from unlost.chaos.clock import run_clock
+from unlost.chaos.clock import FILE_VARIABLE, run_clock, sleep_under_faketime
 from unlost.chaos.crew import TELL_STACKS
 from unlost.chaos.history import Recorder, fresh_file
 from unlost.chaos.subject import broker_option, clock_option, load_app
@@ -35,6 +35,7 @@ STDERR = 2
 @click.option("--history", type=click.Path(path_type=Path), required=True)
 @click.option("--name", required=True)
 @click.option("--concurrency", type=int, default=2)
+@click.option("--clock-file", envvar=FILE_VARIABLE, hidden=True)
 @broker_option
 @clock_option
 def main(
@@ -46,11 +47,14 @@ def main(
     concurrency: int,
     broker: str,
     clock: int,
+    clock_file: str | None,
 ) -> None:
     """Run a worker of the workload's app until it is killed."""
     threading.Thread(target=die_with_the_run, args=(os.getpid(),), daemon=True).start()
     # Children inherit it; the descriptor is the log's, whatever Celery makes of sys.stderr.
     faulthandler.register(TELL_STACKS, file=STDERR, all_threads=True)
+    if clock_file is not None:
+        sleep_under_faketime()
     app = load_app(app_path, broker)
     workload = make(path, json.loads(options))
     record_bodies(workload, history, name, run_clock(clock))

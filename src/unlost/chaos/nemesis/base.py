@@ -23,6 +23,9 @@ T = TypeVar("T")
 #: No fault before this part of the load, nor, of those whose number is given, after the rest of it.
 FIRST, LAST = 0.1, 0.8
 
+#: Between the end of one fault of the broker and the begin of the next.
+BREATH = timedelta(seconds=5)
+
 
 @dataclass(frozen=True, slots=True)
 class Injury:
@@ -63,7 +66,6 @@ class Scene:
         links: Links that can be broken, by whose they are: ``worker``, ``publisher``, ``store``.
         begun: Set when the first message is published: injuries are counted from there.
         over: Set when the load is over: whatever still waits then heals.
-        turn: Held by who injures broker or cluster: two faults at once could not be told apart, nor healed.
     """
 
     crew: Crew
@@ -75,12 +77,23 @@ class Scene:
     links: Mapping[str, Link] = field(default_factory=dict)
     begun: threading.Event = field(default_factory=threading.Event)
     over: threading.Event = field(default_factory=threading.Event)
-    turn: threading.Lock = field(default_factory=threading.Lock)
+    _turn: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def management_url(self) -> str:
         """Return the management API of the broker, or of a node of the cluster that answers."""
         return self.cluster.management_url if self.cluster else self.vhost.management_url
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Have broker or cluster for oneself: two faults at once could not be told apart, nor healed.
+
+        The next has its turn when the system has had time to work again: a fault that strikes an idle system
+        proves nothing.
+        """
+        with self._turn:
+            yield
+            self.last(BREATH)
 
     def struck(self, name: str, **facts: Any) -> None:
         """Record an injury that needs no healing, or one that begins."""

@@ -18,7 +18,7 @@ from unlost.topology.objects import OperatorPolicy
 @contextmanager
 def _nodes_turn(injury: Injury, scene: Scene) -> Iterator[Broker]:
     """Yield the node to injure, the only one or one of the cluster, while nobody else injures any."""
-    with scene.turn:
+    with scene.turn():
         if scene.over.is_set():
             raise _TooLate
         if scene.cluster is not None:
@@ -142,7 +142,7 @@ class CloseConnections(Nemesis):
 
     def strike(self, _injury: Injury, scene: Scene) -> None:
         """Close those that the broker tells of."""
-        with scene.turn, Management(scene.management_url, scene.vhost.name) as management:
+        with scene.turn(), Management(scene.management_url, scene.vhost.name) as management:
             closed = management.close_connections("closed by a chaos test")
         if closed:
             scene.struck(self.name, closed=closed)
@@ -165,7 +165,7 @@ class FillQueue(Nemesis):
 
     def strike(self, injury: Injury, scene: Scene) -> None:
         """Set the limit, let it last, take it away."""
-        with scene.turn, Management(scene.management_url, scene.vhost.name) as management:
+        with scene.turn(), Management(scene.management_url, scene.vhost.name) as management:
             queue = self.queue or injury.choose(_refusing(management))
             limit = OperatorPolicy(
                 name="unlost-chaos-full",
@@ -196,7 +196,7 @@ class LoseBinding(Nemesis):
 
     def strike(self, injury: Injury, scene: Scene) -> None:
         """Remove it, let it last, put it back."""
-        with scene.turn, Management(scene.management_url, scene.vhost.name) as management:
+        with scene.turn(), Management(scene.management_url, scene.vhost.name) as management:
             queue = self.queue or injury.choose(_refusing(management))
             # The binding for what is published to it; the delay path's has another key.
             lost = [

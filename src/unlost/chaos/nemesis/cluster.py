@@ -26,7 +26,7 @@ class _OnCluster(Nemesis):
     def strike(self, injury: Injury, scene: Scene) -> None:
         """Injure, let it last, heal; returns when all nodes run together again."""
         cluster = _cluster_of(scene)
-        with scene.turn:
+        with scene.turn():
             if scene.over.is_set():
                 return
             node = self._victim(injury, scene, cluster)
@@ -112,7 +112,7 @@ class RollingRestart(Nemesis):
     def strike(self, _injury: Injury, scene: Scene) -> None:
         """Restart the nodes; each returns to the others before the next goes."""
         cluster = _cluster_of(scene)
-        with scene.turn, scene.outage(self.name):
+        with scene.turn(), scene.outage(self.name):
             for node in cluster.nodes:
                 with self._whole(cluster):
                     node.restart()

@@ -38,18 +38,23 @@ class KillWorkers(Nemesis):
         return [target for target in self.targets for _ in range(_WEIGHTS[target])]
 
     def strike(self, injury: Injury, scene: Scene) -> None:
-        """Kill; the crew replaces the dead as any process manager does."""
-        worker = injury.choose(scene.crew.names)
-        children = sorted(scene.crew.children(worker))
-        target = injury.what
-        if target == "child" and children:
-            pids = scene.crew.kill_child(injury.choose(children))
-        elif target == "group":
+        """Kill a worker that is up; the crew replaces the dead as any process manager does.
+
+        One that is still starting is spared: on a slow machine nothing else would ever happen.
+        """
+        families = {name: sorted(scene.crew.children(name)) for name in scene.crew.names}
+        up = [name for name, children in families.items() if children]
+        if not up:
+            return
+        worker = injury.choose(up)
+        if injury.what == "child":
+            pids = scene.crew.kill_child(injury.choose(families[worker]))
+        elif injury.what == "group":
             pids = scene.crew.kill_group(worker)
         else:
-            target, pids = "parent", scene.crew.kill_parent(worker)
+            pids = scene.crew.kill_parent(worker)
         if pids:
-            scene.struck(self.name, pids=pids, worker=worker, target=target)
+            scene.struck(self.name, pids=pids, worker=worker, target=injury.what)
 
 
 @dataclass(frozen=True, kw_only=True)
