@@ -19,9 +19,10 @@ def received(body: bytes, most: int = 1000, **headers: Any) -> Any:
     channel = SimpleNamespace(auto_decode=True, Message=None, no_ack_consumers=None)
     receive_raw(channel, most)
     assert channel.auto_decode is False
-    message = amqp.Message(body, content_type="application/json", content_encoding="utf-8")
-    message.properties["application_headers"] = headers
-    message.delivery_info, message.delivery_tag = {}, 1
+    message = amqp.Message(
+        body, content_type="application/json", content_encoding="utf-8", application_headers=headers
+    )
+    message.delivery_info = {"delivery_tag": 1}
     return channel.Message(message, channel=channel)
 
 
