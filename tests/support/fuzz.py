@@ -56,7 +56,7 @@ class Raw:
     def to_amqp(self) -> amqp.Message:
         """Return what py-amqp publishes."""
         headers = {} if self.headers is None else {"application_headers": dict(self.headers)}
-        message = _Encoded(self.body, delivery_mode=2, **headers, **self.properties)
+        message = _Encoded(self.body, **headers, **{**self.properties, "delivery_mode": 2})
         message.encoded = self.encoded
         return message
 

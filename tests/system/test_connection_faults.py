@@ -74,6 +74,7 @@ def wait_until_consuming(shop: Bench, patience: timedelta) -> None:
     )
 
 
+@pytest.mark.one_broker
 def test_a_cut_and_a_black_hole_are_survived(broker: Broker, tmp_path: Path) -> None:
     """All connections are closed, and then lost without a word: consumed again, nothing lost."""
     with scene(broker, tmp_path) as (given, shop):
@@ -82,6 +83,7 @@ def test_a_cut_and_a_black_hole_are_survived(broker: Broker, tmp_path: Path) -> 
     assert max(took) < 3 * RECOVERED.total_seconds()
 
 
+@pytest.mark.one_broker
 def test_a_restart_and_an_alarm_are_survived(own_broker: Broker, tmp_path: Path) -> None:
     """The broker is short of memory, and then killed and started again: consumed again, nothing lost."""
     with scene(own_broker, tmp_path) as (given, shop):

@@ -73,6 +73,7 @@ def kill_children(shop: Bench, innocents: int, patience: timedelta) -> None:
     assert worker.poll() is None
 
 
+@pytest.mark.one_broker
 def test_poison_of_every_kind_is_dead_lettered_and_nobody_else(shop: Bench) -> None:
     """Each kind of crash costs three processes and then is a letter; 150 innocents are done once."""
     kill_children(shop, 150, timedelta(minutes=2))
@@ -108,6 +109,7 @@ def kept_alive(shop: Bench, *arguments: str) -> Iterator[list[int]]:
         thread.join()
 
 
+@pytest.mark.one_broker
 @pytest.mark.parametrize(("innocents", "most"), [(100, 4)])
 def test_poison_that_kills_its_host_takes_no_neighbour_along(
     vhost: Vhost, tmp_path: Path, innocents: int, most: int

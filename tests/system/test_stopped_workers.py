@@ -133,6 +133,7 @@ def is_busy(log: Path) -> bool:
     return log.read_text().count(" received") > 6
 
 
+@pytest.mark.one_broker
 def test_stopped_workers_lose_nothing_and_repeat_nothing(shop: Bench) -> None:
     """Nine stops under load, in every way at least once: each confirmed task has its effect, once."""
     verdict, _ = stop_again_and_again(shop, [*islice(cycle(WAYS), 9)])

@@ -31,11 +31,12 @@ def receive_raw(channel: Any, most: int) -> None:
         """A delivery. ``raw_body`` is what the broker sent, ``body`` what the task is given."""
 
         def __init__(self, msg: Any, channel: Any = None, **kwargs: Any) -> None:
-            self.raw_body = msg.body
+            # py-amqp gives a message without a body the empty text.
+            self.raw_body = msg.body or b""
             problems = []
             if compression := (msg.properties.get("application_headers") or {}).get("compression"):
                 try:
-                    msg.body = unpack(msg.body, compression, most)
+                    msg.body = unpack(self.raw_body, compression, most)
                 except Unsound:
                     problems = [sys.exc_info()]
             # Kombu unpacks nothing itself once there is an error, and calls ``on_decode_error`` with it.
