@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,8 @@ import structlog
 from celery import Celery, signals
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kombu.exceptions import EncodeError
+from kombu.serialization import registry
 from pydantic import BaseModel
 
 import unlost
@@ -23,6 +26,7 @@ from tests.support.apps import OTHER, WORK, close, shop
 from unlost.broker.frames import Frames
 from unlost.core import headers as h
 from unlost.core.message import Outgoing
+from unlost.errors import InvalidMessage
 from unlost.tasks.bulk import Renderer
 from unlost.tasks.runtime import runtime_of
 from unlost.tasks.sink import captured
@@ -207,6 +211,31 @@ def test_a_changed_copy_is_encoded_anew(app: Celery) -> None:
     changed = replace(message, headers={**message.headers, "tenant": "acme"})
     assert decoded(changed)["headers"]["tenant"] == "acme"
     assert json.loads(message.body)[0] == [2]
+
+
+def test_another_json_encoder_is_the_applications_choice(
+    app: Celery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where something has registered its own JSON with kombu, that makes the body of every message."""
+    ours = registry._encoders["json"]
+    own = ours._replace(encoder=lambda value: json.dumps(value, indent=1))
+    monkeypatch.setitem(registry._encoders, "json", own)
+    fill = Renderer(runtime_of(app), app.tasks["shop.count"], {}, fills_in=True)
+    bodies = [fill((n,))[0].body for n in range(3)]
+    assert fill._template is not None
+    assert [str(body).splitlines()[2].strip() for body in bodies] == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_what_json_cannot_hold_is_named(app: Celery, number: int) -> None:
+    """First or filled in, an argument that JSON has no form for is refused with the task's name."""
+    fill = Renderer(runtime_of(app), app.tasks["shop.count"], {}, fills_in=True)
+    for n in range(number):
+        fill((n,))
+    with pytest.raises(EncodeError, match=r"shop\.count: JSON has no form") as caught:
+        fill((object(),))
+    assert isinstance(caught.value, InvalidMessage)
+    assert isinstance(pickle.loads(pickle.dumps(caught.value)), EncodeError)  # noqa: S301
 
 
 class Other(Count):

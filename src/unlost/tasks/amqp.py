@@ -260,8 +260,7 @@ class ReliableAMQP(AMQP):
         send = super()._create_task_sender()
 
         def send_reliably(producer: Any, name: str, message: Any, **options: Any) -> Any:
-            sink = self._runtime.sink.get()
-            if sink is not None and sink.takes(settling=False) and not sink.tells:
+            if self._runtime.outbox.is_taking:
                 message = message._replace(sent_event=None)
             # The broker would drop what expires; the worker checks our header and says so.
             options.pop("expiration", None)

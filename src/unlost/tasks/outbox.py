@@ -31,6 +31,12 @@ class TaskOutbox:
         self._sink = sink
         self._check = check
 
+    @property
+    def is_taking(self) -> bool:
+        """Return whether what is published now is kept for later instead of sent."""
+        sink = self._sink.get()
+        return sink is not None and not sink.tells and sink.takes(settling=False)
+
     def apply_async(
         self,
         place: Any,
