@@ -290,7 +290,12 @@ class Move:
         for item in leaving:
             if item.outgoing is not None and item.fate is Fate.SAFE:
                 self._fates.sent(item.held.letter)
-        if self._is_canary:
+        if not self._is_canary:
+            self._look(sent)
+
+    def _look(self, sent: int) -> None:
+        """See what has died again, and stop if it is too much of what was sent last."""
+        if self._fates is None or self._is_stopping:
             return
         back = self._fates.came_back()
         self.report.came_back += back
@@ -306,6 +311,8 @@ class Move:
             self._await_canary(sent)
         elif not self._is_over:
             self._wait(sent)
+            if not self._is_canary:
+                self._look(0)
 
     def _await_canary(self, sent: int) -> None:
         if self._fates is None:
