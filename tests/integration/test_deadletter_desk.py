@@ -341,6 +341,7 @@ def test_an_edit_is_checked_and_kept_in_the_journal(vhost: Vhost, desk: DeadLett
     wrong = Edit.parse(["amount=much"], {TASK: Charge})
     report = desk.redrive(LETTERS, Redrive(edit=wrong), **BLIND)
     assert (report.sent, report.kept["invalid"]) == (0, 1)
+    assert "shop.charge does not take that: amount" in next(iter(report.why))
     right = Edit.parse(["amount=5"], {TASK: Charge})
     report = desk.redrive(LETTERS, Redrive(edit=right), **BLIND)
     assert json.loads(drained(vhost, WORK)[0].body)[1] == {"order": 1, "amount": 5}
