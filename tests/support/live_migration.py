@@ -15,6 +15,7 @@ from typing import Any
 
 import amqp
 
+from tests.support.forks import forks
 from tests.support.migrating import management_of, plan_of, run_and_die
 from tests.support.misbehaving_topology import TOPOLOGY
 from tests.support.raw_amqp import open_channel
@@ -97,13 +98,14 @@ class Live:
 
     def migrate(self, deaths: Iterator[int], state: str, **options: Any) -> None:
         """Run the migration until it comes to its end, killing it each time at another point."""
-        while True:
-            done = run_and_die(self.bench.vhost, self.file, next(deaths), **options)
-            if done.returncode == 0:
-                assert done.stdout.strip() == state
-                return
-            assert done.returncode == -9, done.stderr
-            self.killed += 1
+        with forks("tests.support.migrating") as children:
+            while True:
+                done = run_and_die(children, self.bench.vhost, self.file, next(deaths), **options)
+                if done.returncode == 0:
+                    assert done.stdout.strip() == state
+                    return
+                assert done.returncode == -9, done.stderr
+                self.killed += 1
 
 
 def _copy(pattern: amqp.Message, label: str) -> amqp.Message:

@@ -1,7 +1,8 @@
 """Migrations for tests: a vhost with something to migrate, and a child process that dies at a given point.
 
-As a script it carries out a migration and kills itself with SIGKILL at the n-th point of danger: before and
-after each line of the journal, in the middle of one, and between a confirm and its ack.
+:func:`main` runs in a child (:mod:`tests.support.forks`), carries out a migration and kills itself with
+SIGKILL at the n-th point of danger: before and after each line of the journal, in the middle of one, and
+between a confirm and its ack.
 """
 
 from __future__ import annotations
@@ -9,8 +10,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from datetime import timedelta
@@ -20,6 +19,7 @@ from typing import Any
 import amqp
 from kombu import Connection
 
+from tests.support.forks import Ended, Forks
 from tests.support.raw_amqp import open_channel
 from unlost.broker import journal as journal_module
 from unlost.broker.drain import Patience, read_facts
@@ -32,7 +32,6 @@ from unlost.topology.migration import Plan
 from unlost.topology.migration_plan import plan_queue
 from unlost.topology.replacement import QueueChange
 
-ROOT = Path(__file__).parents[2]
 QUICK = Patience(wait=timedelta(seconds=60), settle=timedelta(seconds=6), window=50)
 
 
@@ -92,8 +91,8 @@ def bodies(vhost: Vhost, queue: str) -> list[int]:
     return found
 
 
-def run_and_die(vhost: Vhost, file: Path, at: int, **options: Any) -> subprocess.CompletedProcess[str]:
-    """Go on with a journal in a child process that kills itself at its ``at``-th point of danger."""
+def run_and_die(children: Forks, vhost: Vhost, file: Path, at: int, **options: Any) -> Ended:
+    """Go on with a journal in a child that kills itself at its ``at``-th point of danger."""
     settings = {
         "amqp_url": vhost.amqp_url,
         "management_url": vhost.management_url,
@@ -102,15 +101,7 @@ def run_and_die(vhost: Vhost, file: Path, at: int, **options: Any) -> subprocess
         "at": at,
         **options,
     }
-    return subprocess.run(
-        [sys.executable, "-m", "tests.support.migrating"],
-        cwd=ROOT,
-        input=json.dumps(settings),
-        capture_output=True,
-        text=True,
-        timeout=1200,
-        check=False,
-    )
+    return children.run(settings)
 
 
 class _Fuse:
@@ -153,7 +144,8 @@ def _arm(fuse: _Fuse) -> None:
     Mover._on_ack = dangerous_ack  # type: ignore[method-assign]
 
 
-def _main(settings: Mapping[str, Any]) -> None:
+def main(settings: Mapping[str, Any]) -> None:
+    """Go on with a journal, and die at the given point."""
     vhost = Vhost(settings["vhost"], settings["amqp_url"], settings["management_url"])
     patience = Patience(
         wait=QUICK.wait,
@@ -169,7 +161,3 @@ def _main(settings: Mapping[str, Any]) -> None:
         patience=patience,
     )
     print(result.state)
-
-
-if __name__ == "__main__":
-    _main(json.load(sys.stdin))

@@ -441,7 +441,7 @@ def _progress(*, quiet: bool) -> Iterator[OnProgress]:
     )
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=quiet) as bar:
         row = bar.add_task("letters", total=None, back=0)
-        yield lambda report: bar.update(row, completed=report.sent, back=report.came_back)
+        yield lambda report: bar.update(row, completed=report.seen, total=report.total, back=report.came_back)
 
 
 def _end(report: Report, what: str, *, as_json: bool, dry: bool = False) -> None:

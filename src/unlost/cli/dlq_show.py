@@ -96,6 +96,7 @@ def report(report: Report, what: str, *, as_json: bool, dry: bool, at: datetime)
             "sent": report.sent,
             "acked": report.acked,
             "kept": dict(report.kept),
+            "why": dict(report.why),
             "failed": dict(report.failed),
             "unknown": report.unknown,
             "came_back": report.came_back,
@@ -110,6 +111,8 @@ def report(report: Report, what: str, *, as_json: bool, dry: bool, at: datetime)
         click.echo(f"{report.acked} were twins, or sent before: only removed.")
     for verdict, count in report.kept.most_common():
         click.echo(f"{count} stay: {verdict}.")
+    for why, count in report.why.most_common(5):
+        click.echo(f"  {count} of them: {why}")
     for error, count in report.failed.most_common(5):
         click.secho(f"{count} failed and stay: {error}", fg="red")
     if report.unknown:

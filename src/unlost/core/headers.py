@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
 from unlost.core.clock import epoch_ms
@@ -101,16 +102,21 @@ def strip(headers: Mapping[str, Any]) -> dict[str, Any]:
     A client can send ``x-delivery-count: 77`` and it is delivered as it is, and Celery copies such
     headers from a delivery to its retry, so none of them may travel on.
     """
-    return {
-        name: value
-        for name, value in headers.items()
-        if name not in _BROKER_OWNED and name not in _LOCAL and not _is_of_broker(name)
-    }
+    return {name: value for name, value in headers.items() if not _stays_behind(name)}
 
 
-def _is_of_broker(name: str) -> bool:
+@lru_cache(maxsize=1024)
+def _stays_behind(name: str | bytes) -> bool:
+    """Whether a header must not travel on. The same names come with every message."""
     # A name that is no UTF-8 arrives as bytes.
-    return isinstance(name, str) and name.startswith(_BROKER_PREFIXES)
+    if not isinstance(name, str):
+        return False
+    return name in _BROKER_OWNED or name in _LOCAL or name.startswith(_BROKER_PREFIXES)
+
+
+@lru_cache(maxsize=1024)
+def _tells_of_death(name: str | bytes) -> bool:
+    return isinstance(name, str) and name.startswith(_DEATH)
 
 
 def generation_of(headers: Mapping[str, Any]) -> Generation:
@@ -151,7 +157,11 @@ def _integer(
 
 def successor(headers: Mapping[str, Any], generation: Generation, due: datetime | None) -> dict[str, Any]:
     """Return the headers of the next attempt: the same message, another attempt, a time to run."""
-    changed = {name: value for name, value in strip(headers).items() if not name.startswith(_DEATH)}
+    changed = {
+        name: value
+        for name, value in headers.items()
+        if not _stays_behind(name) and not _tells_of_death(name)
+    }
     changed[ATTEMPT] = generation.attempt
     changed[REDRIVES] = generation.redrives
     changed["retries"] = generation.attempt - 1

@@ -164,10 +164,10 @@ class DeadLetters:
         decide_one = self._decide(plan, _Nothing(), known)
         letters = self.letters(queue)
         for letter in known.ahead(letters, lambda letter: letter) if known else letters:
-            verdict = decide_one(letter).verdict
+            decision = decide_one(letter)
             key = letter.identity, letter.redrives
-            if verdict is not Verdict.SEND:
-                report.kept[verdict.value] += 1
+            if decision.verdict is not Verdict.SEND:
+                report.keep(decision)
             elif letter.identity is not None and key in twins:
                 report.acked += 1
             else:
@@ -396,6 +396,7 @@ class DeadLetters:
                 try:
                     watching = fates(book)
                     with source() if source else Hold(self._source, queue) as hold:
+                        report.total = None if hold.ready is None else report.sent + report.acked + hold.ready
                         run = Move(
                             Ahead(hold, known) if known else hold,
                             decider(book),
@@ -436,7 +437,11 @@ class _Line:
 
 
 class Source(Letters, Protocol):
-    """Letters that are held, and whether they were given up before the last one."""
+    """Letters that are held, how many there seemed to be, and whether they were given up before the last."""
+
+    @property
+    def ready(self) -> int | None:
+        """Return how many there were at the start, if known."""
 
     @property
     def is_cut(self) -> bool:
@@ -447,6 +452,7 @@ class _FromFile:
     """The letters of a file, as a move takes them."""
 
     is_cut = False
+    ready = None
 
     def __init__(self, file: Path) -> None:
         self._file = file

@@ -16,7 +16,8 @@ FRAMES = 4
 #: Text beyond this is not looked at: a message may hold a whole document.
 LONGEST = 2000
 
-_FRAME = re.compile(r'^\s*File "(?P<file>[^"]+)", line \d+, in (?P<function>.+)$', re.MULTILINE)
+#: As Python prints a frame; begins with plain text, which a search finds quickly.
+_FRAME = re.compile(r'  File "(?P<file>[^"\n]+)", line \d+, in (?P<function>.+)')
 _VARIABLE = re.compile(
     r"""
       '[^']*' | "[^"]*"                                                   # quoted values

@@ -27,6 +27,9 @@ ACKS = 1000
 #: Confirmed letters are journaled and acked so many at a time: each time costs a sync of the disk.
 BATCH = 500
 
+#: A report tells so many kinds of what is wrong with letters apart.
+MOST_REASONS = 20
+
 
 class Held(Protocol):
     """A letter that is held."""
@@ -92,23 +95,38 @@ class Report:
         sent: Letters that are safe elsewhere and were acked.
         acked: Letters that were only acked: sent before, or twins of one that was sent.
         kept: Letters that stay, by verdict; as of the last pass over the queue.
+        why: Of some verdicts, what exactly is wrong; the first few kinds only.
         failed: Letters whose publish failed, by error; they stay.
         unknown: Letters whose confirm never came; they stay, and are sent again under the same id.
         came_back: Of those that were sent, how many died again while the run went on.
         stopped: Why the run ended before the last letter; ``None`` if it did not.
         undecided: Whether it stopped because nothing could be told.
         journal: Where its journal is.
+        total: How many letters there were to go through, if known.
     """
 
     sent: int = 0
     acked: int = 0
     kept: Counter[str] = field(default_factory=Counter)
+    why: Counter[str] = field(default_factory=Counter)
     failed: Counter[str] = field(default_factory=Counter)
     unknown: int = 0
     came_back: int = 0
     stopped: str | None = None
     undecided: bool = False
     journal: str = ""
+    total: int | None = None
+
+    def keep(self, decision: Decision) -> None:
+        """Count a letter that stays."""
+        self.kept[decision.verdict.value] += 1
+        if decision.why and (decision.why in self.why or len(self.why) < MOST_REASONS):
+            self.why[decision.why] += 1
+
+    @property
+    def seen(self) -> int:
+        """Return how many letters were gone through."""
+        return self.sent + self.acked + sum(self.kept.values())
 
     @property
     def is_clean(self) -> bool:
@@ -152,6 +170,7 @@ class Move:
         self.report = Report() if report is None else report
         # What stays is counted anew in every pass; what went is gone.
         self.report.kept.clear()
+        self.report.why.clear()
         self.report.failed.clear()
         self.report.unknown = 0
         self.report.journal = str(journal.path)
@@ -236,7 +255,7 @@ class Move:
             self.report.kept[Verdict.CAME_BACK.value] += 1
             self._letters.keep(held)
         elif decision.verdict is not Verdict.SEND or decision.outgoing is None:
-            self.report.kept[decision.verdict.value] += 1
+            self.report.keep(decision)
             self._letters.keep(held)
         elif self._transit.send(held, decision.outgoing):
             if self._fates is not None:
@@ -290,7 +309,12 @@ class Move:
         for item in leaving:
             if item.outgoing is not None and item.fate is Fate.SAFE:
                 self._fates.sent(item.held.letter)
-        if self._is_canary:
+        if not self._is_canary:
+            self._look(sent)
+
+    def _look(self, sent: int) -> None:
+        """See what has died again, and stop if it is too much of what was sent last."""
+        if self._fates is None or self._is_stopping:
             return
         back = self._fates.came_back()
         self.report.came_back += back
@@ -306,6 +330,8 @@ class Move:
             self._await_canary(sent)
         elif not self._is_over:
             self._wait(sent)
+            if not self._is_canary:
+                self._look(0)
 
     def _await_canary(self, sent: int) -> None:
         if self._fates is None:
