@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 
 import psutil
@@ -27,8 +28,8 @@ def test_a_pool_process_is_killed(stage: Stage) -> None:
     stage.prove(
         Scenario(
             mode="process-killed",
-            sentence="A pool process is killed while it runs a task (out of memory, a segfault, SIGKILL): the "
-            "worker acks the task all the same.",
+            sentence="A pool process is killed while it runs a task (out of memory, a segfault, SIGKILL): "
+            "the worker acks the task all the same.",
             plain=LATE,
             does=Outcome.LOST,
             act=act,
@@ -44,8 +45,9 @@ def test_the_whole_process_group_is_stopped(stage: Stage) -> None:
         worker = side.start(ONE)
         side.send("t.waits", "deployed")
         side.wait_for_run("deployed")
-        for process in [*psutil.Process(worker.pid).children(recursive=True), worker]:
-            process.send_signal(signal.SIGTERM)
+        children = psutil.Process(worker.pid).children(recursive=True)
+        for pid in [*(child.pid for child in children), worker.pid]:
+            os.kill(pid, signal.SIGTERM)
         side.see_dead(worker)
         side.note("release")
         side.start(ONE)
@@ -101,8 +103,8 @@ def test_the_worker_dies_after_an_early_ack(stage: Stage) -> None:
     stage.prove(
         Scenario(
             mode="acked-early",
-            sentence="A task is acked before its body begins, Celery's default: whatever ends the worker then "
-            "ends the task.",
+            sentence="A task is acked before its body begins, Celery's default: whatever ends the worker "
+            "then ends the task.",
             does=Outcome.LOST,
             act=act,
             ends={"early": Ending.EFFECT},
@@ -132,7 +134,7 @@ def test_a_reject_after_an_early_ack(stage: Stage) -> None:
 
 
 def test_a_cold_stop_says_retry_and_sends_nothing(stage: Stage) -> None:
-    """SIGQUIT marks an early-acked task as retried, though nothing is sent; unlost gives the delivery back."""
+    """SIGQUIT marks an early-acked task as retried, and sends nothing; unlost gives the delivery back."""
 
     def act(side: Side) -> None:
         worker = side.start(ONE)

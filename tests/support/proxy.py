@@ -183,7 +183,7 @@ class SwitchProxy(Proxy):
             _shut(client)
             _shut(broker)
 
-    def _forward(self, data: bytes, _: socket.socket, sink: socket.socket, **__: bool) -> None:
+    def _forward(self, data: bytes, source: socket.socket, sink: socket.socket, **_: bool) -> None:  # noqa: ARG002
         sink.sendall(data)
 
 

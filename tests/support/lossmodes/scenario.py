@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.lossmodes.record import Record
-from tests.support.lossmodes.side import DEFAULTS, Plain, Side, side
+from tests.support.lossmodes.side import DEFAULTS, PATIENCE, Plain, Side, side
 from tests.support.lossmodes.verdict import Ending, Evidence, Outcome, endings_of, has_ended, judge
-from tests.support.workers import SOON
 from unlost.errors import HarnessError
 from unlost.testing.brokers import Broker
 from unlost.testing.waiting import wait_until
@@ -68,6 +67,13 @@ class Stage:
     records: Path | None = None
     swapped: bool = False
 
+    @property
+    def results(self) -> Path:
+        """Return the folder of a result backend that works."""
+        folder = self.folder / "results"
+        folder.mkdir(exist_ok=True)
+        return folder
+
     def prove(self, scenario: Scenario) -> None:
         """Run a scenario on both sides and check what became of the tasks.
 
@@ -94,11 +100,11 @@ class Stage:
         with side(self.broker, self.folder / name, plain, scenario.settings, scenario.conf) as stage:
             scenario.act(stage)
             if name == "unlost" and not self.swapped:
-                _wait(lambda: stage.has_died or has_ended(stage.evidence(), scenario.ends), SOON)
+                _wait(lambda: stage.has_died or has_ended(stage.evidence(), scenario.ends), PATIENCE)
             elif scenario.does is Outcome.REPEATED:
-                _wait(lambda: judge(stage.evidence(), scenario.ends) is Outcome.REPEATED, SOON)
+                _wait(lambda: judge(stage.evidence(), scenario.ends) is Outcome.REPEATED, PATIENCE)
             elif scenario.does is Outcome.DIED:
-                _wait(lambda: stage.has_died, SOON)
+                _wait(lambda: stage.has_died, PATIENCE)
             else:
                 _wait(lambda: has_ended(stage.evidence(), scenario.ends), scenario.patience)
             return stage.finish(scenario.ends)

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
+import sqlite3
 import subprocess
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import amqp
 from amqp.exceptions import NotFound
 from celery import Celery
-from sqlalchemy import create_engine, insert
 
 from tests.support import apps
 from tests.support.lossmodes.app import (
@@ -29,17 +31,17 @@ from tests.support.lossmodes.app import (
     QUEUES,
     WORK,
     make_app,
-    runs,
 )
 from tests.support.lossmodes.verdict import Evidence
 from tests.support.proxy import SwitchProxy
-from tests.support.workers import SOON, Bench
+from tests.support.workers import Bench
 from unlost.broker.apply import apply
 from unlost.broker.management import Management
 from unlost.errors import HarnessError
 from unlost.testing.brokers import Broker
 from unlost.testing.waiting import wait_until
 from unlost.topology.model import Topology
+from unlost.topology.objects import OperatorPolicy
 
 TOPOLOGY: dict[str, Any] = {
     "name": EXCHANGE,
@@ -50,6 +52,9 @@ LETTERS = (*(f"{queue}.dlq" for queue in QUEUES), f"{EXCHANGE}.unroutable")
 #: A worker that does one thing at a time settles in the order of its queue.
 ONE = "--concurrency=1"
 ROUNDS = 3
+#: For what must come; two sides with two workers each share a machine with other tests.
+PATIENCE = timedelta(seconds=90)
+FILLERS = 200
 _CONNECTED = "Connected to amqp"
 WARM = timedelta(seconds=5)
 JSON = {"content_type": "application/json", "content_encoding": "utf-8"}
@@ -115,6 +120,7 @@ class Side(Bench):
     """Plain Celery or unlost under one scenario."""
 
     module: str = "tests.support.lossmodes.worker"
+    patience: timedelta = PATIENCE
     plain: Plain | None = None
     broker: Broker | None = None
     proxy: SwitchProxy | None = None
@@ -149,14 +155,29 @@ class Side(Bench):
 
     def note(self, label: str) -> None:
         """Leave a trace that bodies may wait for."""
-        engine = create_engine(self.store, connect_args={"timeout": 30})
-        try:
-            with engine.begin() as connection:
-                connection.execute(insert(runs).values(label=label))
-        finally:
-            engine.dispose()
+        with self._database() as connection:
+            connection.execute("INSERT INTO runs (label) VALUES (?)", (label,))
 
-    def wait_for(self, condition: Any, what: str, patience: timedelta = SOON) -> None:
+    def runs(self) -> Counter[str]:
+        """Return how often each body ran."""
+        return self._count("SELECT label, count(*) FROM runs GROUP BY label")
+
+    def effects(self) -> Counter[str]:
+        """Return how often each effect happened."""
+        return self._count("SELECT label, count(*) FROM effects GROUP BY label")
+
+    def _count(self, query: str) -> Counter[str]:
+        with self._database() as connection:
+            return Counter(dict(connection.execute(query)))
+
+    @contextmanager
+    def _database(self) -> Iterator[sqlite3.Connection]:
+        """Open the store without SQLAlchemy: it is asked twenty times a second."""
+        connection = sqlite3.connect(self.folder / "store.sqlite", timeout=PATIENCE.total_seconds())
+        with closing(connection), connection:
+            yield connection
+
+    def wait_for(self, condition: Any, what: str, patience: timedelta = PATIENCE) -> None:
         """Wait for something that the store, the broker or a process shows."""
         wait_until(condition, patience, what, why_not=lambda: f"{self}\n{self.logs()[-3000:]}")
 
@@ -174,6 +195,40 @@ class Side(Bench):
             marker = f"marker-{number}-{len(self.runs())}"
             self.send_raw("t.effect", marker, id=marker)
             self.wait_for_run(marker)
+
+    def give_back(self, queue: str) -> None:
+        """Do to a queue's first message what a worker does that dies with it prefetched."""
+        with self.channel() as channel:
+            wait_until(lambda: channel.basic_get(queue), PATIENCE, f"a message is in {queue}")
+
+    def limit(self, queue: str, length: int = 1) -> None:
+        """Let a queue hold no more than so many messages, by an operator's policy."""
+        with Management(self.vhost.management_url, self.vhost.name) as management:
+            management.put(_limit(queue, length))
+
+    def unlimit(self, queue: str) -> None:
+        """Take the limit away."""
+        with Management(self.vhost.management_url, self.vhost.name) as management:
+            management.delete(_limit(queue, 1))
+
+    def fill(self, queue: str) -> None:
+        """Publish to a queue until it refuses more."""
+        with self.channel() as channel:
+            channel.confirm_select()
+            refused: list[int] = []
+            channel.events["basic_nack"].add(lambda tag, _multiple: refused.append(tag))
+            acked: list[int] = []
+            channel.events["basic_ack"].add(lambda tag, _multiple: acked.append(tag))
+            for number in range(FILLERS):
+                headers = {"task": "t.effect", "id": f"filler-{number}"}
+                body = json.dumps([[f"filler-{number}"], {}, {}])
+                message = amqp.Message(body, application_headers=headers, delivery_mode=2, **JSON)
+                channel.basic_publish(message, EXCHANGE, queue)
+                while number >= len(acked) + len(refused):
+                    channel.connection.drain_events(timeout=10)
+                if refused:
+                    return
+        raise HarnessError(f"{queue} takes more than {FILLERS} messages")
 
     def cut(self) -> None:
         """Break the connections of all workers, and wait until they are made again."""
@@ -280,8 +335,10 @@ class Side(Bench):
 
     def bodies(self, *queues: str) -> list[bytes]:
         """Return the bodies of what lies in some queues, and leave it there."""
-        found = []
-        with self.channel() if queues else nullcontext() as channel:
+        found: list[bytes] = []
+        if not queues:
+            return found
+        with self.channel() as channel:
             for queue in queues:
                 while (message := channel.basic_get(queue)) is not None:
                     body = message.body
@@ -311,6 +368,13 @@ class Side(Bench):
                 arguments = dict(self.plain.arguments)
                 channel.queue_declare(name, durable=True, auto_delete=False, arguments=arguments)
                 channel.queue_bind(name, EXCHANGE, name)
+
+
+def _limit(queue: str, length: int) -> OperatorPolicy:
+    pattern = f"^{re.escape(queue)}$"
+    return OperatorPolicy(
+        name=f"limit {queue}", pattern=pattern, apply_to="queues", definition={"max-length": length}
+    )
 
 
 def label_of(body: bytes) -> str:
