@@ -27,7 +27,7 @@ demo-plain: $(READY) broker ## The same load and kills on plain Celery.
 	@$(BIN)/unlost demo --plain $(ARGS) || test $$? -eq 1
 
 test: $(READY) broker stores ## Run all tests; what needs a broker or a store runs on every one that can be had.
-	@$(BIN)/pytest --numprocesses=3 --dist=loadfile $(ARGS)
+	@$(BIN)/pytest --numprocesses=4 --dist=loadfile $(ARGS)
 
 chaos: $(READY) broker ## Run the long tests: minutes of load under faults.
 	@$(BIN)/pytest -m long $(ARGS)

@@ -21,6 +21,9 @@ from unlost.testing.brokers import Vhost
 from unlost.topology import naming
 from unlost.topology.model import Topology
 
+# What Celery does does not depend on the broker's release.
+pytestmark = pytest.mark.one_broker
+
 JSON = {"content_type": "application/json", "content_encoding": "utf-8"}
 
 #: Deliveries are then worked off strictly one after the other.

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from unlost.testing.waiting import wait_until
 
-PATIENCE = timedelta(seconds=20)
+PATIENCE = timedelta(seconds=60)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from unlost.testing.brokers.docker import DockerBroker
 from unlost.testing.brokers.local import LocalBroker
 from unlost.testing.waiting import wait_until
 
-_PATIENCE = timedelta(seconds=30)
+_PATIENCE = timedelta(seconds=90)
 
 
 def rabbitmqctl(broker: Broker, *arguments: str) -> None:

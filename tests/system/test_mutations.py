@@ -12,7 +12,12 @@ import pytest
 from tests.support.shop import BURST, KILLS, assert_becomes_invalid, shop_is_importable
 from unlost.testing.brokers import Broker
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(600), pytest.mark.usefixtures("shop_is_importable")]
+pytestmark = [
+    pytest.mark.system,
+    pytest.mark.one_broker,
+    pytest.mark.timeout(600),
+    pytest.mark.usefixtures("shop_is_importable"),
+]
 
 __all__ = ["shop_is_importable"]
 
