@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import socket
+from datetime import timedelta
 
 import pytest
 
 from tests.support.lossmodes.app import WORK
 from tests.support.lossmodes.scenario import Scenario, Stage
-from tests.support.lossmodes.side import LATE, ONE, Side
+from tests.support.lossmodes.side import LATE, ONE, QUORUM, Side
 from tests.support.lossmodes.verdict import Ending, Outcome
 
 pytestmark = pytest.mark.one_broker
@@ -154,5 +155,39 @@ def test_a_body_keeps_the_worker_from_its_heartbeats(stage: Stage) -> None:
             act=act,
             ends={"long": Ending.EFFECT},
             conf={"broker_heartbeat": 2},
+        )
+    )
+
+
+@pytest.mark.long
+def test_a_task_runs_past_the_consumer_timeout(stage: Stage) -> None:
+    """The broker takes a delivery back that is held too long; plain Celery then runs it twice."""
+
+    def act(side: Side) -> None:
+        side.start()
+        side.send("t.waits", "long")
+        side.wait_for_run("long")
+        began = side.logs().count("Connected to amqp")
+        side.wait_for(
+            lambda: side.has_died or side.logs().count("Connected to amqp") > began,
+            "the broker has taken it back",
+            timedelta(minutes=3),
+        )
+        if side.plain and not side.has_died:
+            side.wait_for_run("long", 2)
+        side.note("release")
+
+    stage.prove(
+        Scenario(
+            mode="consumer-timeout",
+            sentence="A task runs for longer than the broker's consumer timeout (30 minutes by default): the "
+            "broker cancels the consumer, the worker reconnects, and the task is run beside itself; before "
+            "RabbitMQ 4.3 the worker ends.",
+            plain=QUORUM.and_("that timeout at 5 s", arguments={"x-consumer-timeout": 5000}),
+            does=Outcome.REPEATED,
+            act=act,
+            ends={"long": Ending.EFFECT},
+            work_queue={"consumer_timeout": 5},
+            settings={"UNLOST_LEASE": "3"},
         )
     )

@@ -41,8 +41,6 @@ class Bench:
     #: The module whose ``app`` the workers run.
     module: str = "tests.support.misbehaving"
     workers: list[subprocess.Popen[bytes]] = field(default_factory=list)
-    #: How long to wait for what must come.
-    patience: timedelta = SOON
 
     @property
     def store(self) -> str:
@@ -78,10 +76,7 @@ class Bench:
         self.workers.append(worker)
         if wait:
             wait_until(
-                lambda: " ready." in log.read_text(),
-                self.patience,
-                "the worker is ready",
-                why_not=log.read_text,
+                lambda: " ready." in log.read_text(), SOON, "the worker is ready", why_not=log.read_text
             )
         return worker
 

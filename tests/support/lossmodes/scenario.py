@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.lossmodes.record import Record
-from tests.support.lossmodes.side import DEFAULTS, PATIENCE, Plain, Side, side
+from tests.support.lossmodes.side import DEFAULTS, Plain, Side, side
 from tests.support.lossmodes.verdict import Ending, Evidence, Outcome, endings_of, has_ended, judge
+from tests.support.workers import SOON
 from unlost.errors import HarnessError
 from unlost.testing.brokers import Broker
 from unlost.testing.waiting import wait_until
@@ -35,6 +36,7 @@ class Scenario:
         ends: How each task ends under unlost.
         settings: Environment variables of both sides.
         conf: Celery's settings of both sides.
+        work_queue: What unlost's topology says of its first queue.
         patience: How long to wait for plain Celery to do well after all.
     """
 
@@ -46,6 +48,7 @@ class Scenario:
     plain: Plain = DEFAULTS
     settings: Mapping[str, str] = field(default_factory=dict)
     conf: Mapping[str, Any] = field(default_factory=dict)
+    work_queue: Mapping[str, Any] | None = None
     patience: timedelta = PLAIN_PATIENCE
 
 
@@ -97,14 +100,15 @@ class Stage:
 
     def _run(self, scenario: Scenario, plain: Plain | None, name: str) -> Evidence:
         """Run one side; a scenario on plain Celery need not come to an end."""
-        with side(self.broker, self.folder / name, plain, scenario.settings, scenario.conf) as stage:
+        given = (scenario.settings, scenario.conf, scenario.work_queue)
+        with side(self.broker, self.folder / name, plain, *given) as stage:
             scenario.act(stage)
             if name == "unlost" and not self.swapped:
-                _wait(lambda: stage.has_died or has_ended(stage.evidence(), scenario.ends), PATIENCE)
+                _wait(lambda: stage.has_died or has_ended(stage.evidence(), scenario.ends), SOON)
             elif scenario.does is Outcome.REPEATED:
-                _wait(lambda: judge(stage.evidence(), scenario.ends) is Outcome.REPEATED, PATIENCE)
+                _wait(lambda: judge(stage.evidence(), scenario.ends) is Outcome.REPEATED, SOON)
             elif scenario.does is Outcome.DIED:
-                _wait(lambda: stage.has_died, PATIENCE)
+                _wait(lambda: stage.has_died, SOON)
             else:
                 _wait(lambda: has_ended(stage.evidence(), scenario.ends), scenario.patience)
             return stage.finish(scenario.ends)

@@ -34,7 +34,7 @@ from tests.support.lossmodes.app import (
 )
 from tests.support.lossmodes.verdict import Evidence
 from tests.support.proxy import SwitchProxy
-from tests.support.workers import Bench
+from tests.support.workers import SOON, Bench
 from unlost.broker.apply import apply
 from unlost.broker.management import Management
 from unlost.errors import HarnessError
@@ -52,8 +52,6 @@ LETTERS = (*(f"{queue}.dlq" for queue in QUEUES), f"{EXCHANGE}.unroutable")
 #: A worker that does one thing at a time settles in the order of its queue.
 ONE = "--concurrency=1"
 ROUNDS = 3
-#: For what must come; two sides with two workers each share a machine with other tests.
-PATIENCE = timedelta(seconds=90)
 FILLERS = 200
 _CONNECTED = "Connected to amqp"
 WARM = timedelta(seconds=5)
@@ -120,7 +118,6 @@ class Side(Bench):
     """Plain Celery or unlost under one scenario."""
 
     module: str = "tests.support.lossmodes.worker"
-    patience: timedelta = PATIENCE
     plain: Plain | None = None
     broker: Broker | None = None
     proxy: SwitchProxy | None = None
@@ -173,11 +170,11 @@ class Side(Bench):
     @contextmanager
     def _database(self) -> Iterator[sqlite3.Connection]:
         """Open the store without SQLAlchemy: it is asked twenty times a second."""
-        connection = sqlite3.connect(self.folder / "store.sqlite", timeout=PATIENCE.total_seconds())
+        connection = sqlite3.connect(self.folder / "store.sqlite", timeout=SOON.total_seconds())
         with closing(connection), connection:
             yield connection
 
-    def wait_for(self, condition: Any, what: str, patience: timedelta = PATIENCE) -> None:
+    def wait_for(self, condition: Any, what: str, patience: timedelta = SOON) -> None:
         """Wait for something that the store, the broker or a process shows."""
         wait_until(condition, patience, what, why_not=lambda: f"{self}\n{self.logs()[-3000:]}")
 
@@ -199,7 +196,7 @@ class Side(Bench):
     def give_back(self, queue: str) -> None:
         """Do to a queue's first message what a worker does that dies with it prefetched."""
         with self.channel() as channel:
-            wait_until(lambda: channel.basic_get(queue), PATIENCE, f"a message is in {queue}")
+            wait_until(lambda: channel.basic_get(queue), SOON, f"a message is in {queue}")
 
     def limit(self, queue: str, length: int = 1) -> None:
         """Let a queue hold no more than so many messages, by an operator's policy."""
@@ -392,6 +389,7 @@ def side(
     plain: Plain | None,
     settings: Mapping[str, str],
     conf: Mapping[str, Any],
+    work_queue: Mapping[str, Any] | None = None,
 ) -> Iterator[Side]:
     """Set up a side on a fresh vhost; its workers are killed at the end.
 
@@ -401,9 +399,11 @@ def side(
         plain: How plain Celery is set up; ``None`` for unlost.
         settings: Environment variables of workers and clients.
         conf: Celery's settings on both sides.
+        work_queue: What unlost's topology says of the first queue.
     """
     folder.mkdir()
-    (folder / "topology.yaml").write_text(json.dumps(TOPOLOGY))
+    topology = {**TOPOLOGY, "queues": {**TOPOLOGY["queues"], WORK: work_queue}}
+    (folder / "topology.yaml").write_text(json.dumps(topology))
     environment = {**settings, BOTH: json.dumps(dict(conf))}
     if plain is not None:
         names = ("conf", "declares", "queues", "arguments", "exchange_type")
