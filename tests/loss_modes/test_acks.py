@@ -16,26 +16,27 @@ from tests.support.lossmodes.verdict import Ending, Outcome
 pytestmark = pytest.mark.one_broker
 
 
+def _kill_a_pool_process(side: Side) -> None:
+    side.start(ONE)
+    side.send("t.crashes", "killed", "kill")
+    side.wait_for_run("killed")
+    side.work_off()
+
+
+PROCESS_KILLED = Scenario(
+    mode="process-killed",
+    sentence="A pool process is killed while it runs a task (out of memory, a segfault, SIGKILL): the "
+    "worker acks the task all the same.",
+    plain=LATE,
+    does=Outcome.LOST,
+    act=_kill_a_pool_process,
+    ends={"killed": Ending.EFFECT},
+)
+
+
 def test_a_pool_process_is_killed(stage: Stage) -> None:
     """Plain Celery acks a task whose process was killed; unlost runs it again."""
-
-    def act(side: Side) -> None:
-        side.start(ONE)
-        side.send("t.crashes", "killed", "kill")
-        side.wait_for_run("killed")
-        side.work_off()
-
-    stage.prove(
-        Scenario(
-            mode="process-killed",
-            sentence="A pool process is killed while it runs a task (out of memory, a segfault, SIGKILL): "
-            "the worker acks the task all the same.",
-            plain=LATE,
-            does=Outcome.LOST,
-            act=act,
-            ends={"killed": Ending.EFFECT},
-        )
-    )
+    stage.prove(PROCESS_KILLED)
 
 
 def test_the_whole_process_group_is_stopped(stage: Stage) -> None:

@@ -94,6 +94,8 @@ def test_every_loss_mode_test_has_a_record_and_no_record_is_without_a_test() -> 
 
 def _tests() -> Iterator[str]:
     for path in TESTS.glob("test_*.py"):
+        if path.name == "test_control.py":
+            continue
         for node in ast.parse(path.read_text()).body:
             if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
                 yield f"{path.name}::{node.name}"

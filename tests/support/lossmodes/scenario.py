@@ -91,7 +91,7 @@ class Stage:
             plain, reliable = under_plain.result(), under_unlost.result()
         did = judge(plain, scenario.ends)
         kept = judge(reliable, scenario.ends)
-        if self.records is not None:
+        if self.records is not None and not self.swapped:
             self._record(scenario, did, kept).write(self.records)
         assert kept is Outcome.FINE, f"unlost: {kept}: {reliable}"
         ended = {label: endings_of(label, reliable) for label in scenario.ends}
