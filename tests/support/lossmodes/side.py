@@ -254,7 +254,7 @@ class Side(Bench):
 
     def see_dead(self, worker: subprocess.Popen[bytes]) -> None:
         """Wait for a worker that the scenario itself ends."""
-        worker.wait(60)
+        worker.wait(SOON.total_seconds())
         self.ended.append(worker)
 
     @property
@@ -296,7 +296,7 @@ class Side(Bench):
         self.stop()
         with Management(self.vhost.management_url, self.vhost.name) as management:
             names = [each.declared.name for each in management.queues() if not each.exclusive]
-        for name in names:
+        for name in set(names) & set(QUEUES):
             self.wait_for(lambda name=name: not self.consumers(name), f"{name} has no consumer")
         left = self.bodies(*(name for name in names if name not in self.letter_queues))
         return self.evidence(Counter(map(label_of, left)))
