@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import socket
+import threading
+from contextlib import nullcontext
 from datetime import timedelta
 
 import pytest
 
 from tests.support.lossmodes.app import WORK
 from tests.support.lossmodes.scenario import Scenario, Stage
-from tests.support.lossmodes.side import LATE, ONE, QUORUM, Side
+from tests.support.lossmodes.side import CONFIRMING, LATE, ONE, QUORUM, Side
 from tests.support.lossmodes.verdict import Ending, Outcome
+from tests.support.rabbitmqctl import memory_alarm
 
 pytestmark = pytest.mark.one_broker
 
@@ -189,5 +192,39 @@ def test_a_task_runs_past_the_consumer_timeout(stage: Stage) -> None:
             ends={"long": Ending.EFFECT},
             work_queue={"consumer_timeout": 5},
             settings={"UNLOST_LEASE": "3"},
+        )
+    )
+
+
+@pytest.mark.long
+def test_a_memory_alarm_freezes_the_worker(own_stage: Stage) -> None:
+    """With confirms on its events a plain worker stands still in an alarm; unlost confirms tasks only."""
+    together = threading.Barrier(2, timeout=180)
+
+    def act(side: Side) -> None:
+        side.start("-E")
+        side.send("t.waits", "long")
+        side.wait_for_run("long")
+        together.wait()
+        # The alarm is the whole broker's: one side raises it for both.
+        with memory_alarm(own_stage.broker) if side.plain else nullcontext():
+            together.wait()
+            if side.plain:
+                side.wait_for(lambda: not side.consumers(WORK), "the broker has given the worker up")
+            together.wait()
+        if side.plain:
+            side.wait_for_run("long", 2)
+        side.note("release")
+
+    own_stage.prove(
+        Scenario(
+            mode="alarm-freezes-worker",
+            sentence="`confirm_publish` holds for the worker's events too: in a memory or disk alarm its main "
+            "loop waits for a confirm without end, heartbeats stop, and what runs is delivered again.",
+            plain=LATE.and_("`confirm_publish`, events", conf=CONFIRMING.conf),
+            does=Outcome.REPEATED,
+            act=act,
+            ends={"long": Ending.EFFECT},
+            conf={"broker_heartbeat": 2},
         )
     )

@@ -22,6 +22,16 @@ def add_options(parser: pytest.Parser) -> None:
 @pytest.fixture
 def stage(broker: Broker, tmp_path: Path, request: pytest.FixtureRequest) -> Stage:
     """Where a scenario is run on both sides."""
+    return _stage(broker, tmp_path, request)
+
+
+@pytest.fixture
+def own_stage(own_broker: Broker, tmp_path: Path, request: pytest.FixtureRequest) -> Stage:
+    """Where a scenario is run that no other test's broker could bear."""
+    return _stage(own_broker, tmp_path, request)
+
+
+def _stage(broker: Broker, tmp_path: Path, request: pytest.FixtureRequest) -> Stage:
     records = request.config.getoption(RECORD)
     name = f"{request.path.name}::{request.function.__name__}"
     return Stage(
