@@ -219,8 +219,8 @@ def test_a_memory_alarm_freezes_the_worker(own_stage: Stage) -> None:
     own_stage.prove(
         Scenario(
             mode="alarm-freezes-worker",
-            sentence="`confirm_publish` holds for the worker's events too: in a memory or disk alarm its main "
-            "loop waits for a confirm without end, heartbeats stop, and what runs is delivered again.",
+            sentence="`confirm_publish` holds for the worker's events too: in a memory or disk alarm its "
+            "main loop waits for a confirm without end, heartbeats stop, and what runs is delivered again.",
             plain=LATE.and_("`confirm_publish`, events", conf=CONFIRMING.conf),
             does=Outcome.REPEATED,
             act=act,

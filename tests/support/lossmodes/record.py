@@ -31,7 +31,8 @@ pytest tests/loss_modes -m '' --loss-modes-record records && python -m tests.sup
 
 {meanings}
 
-"Plain Celery" has its defaults and the settings that are named.
+Plain Celery has its defaults and the settings that are named. Where the column of unlost says **lost**,
+**repeated**, **died** or **stuck**, the promise is not kept yet, and the test is expected to fail.
 
 | mode | what goes wrong | plain Celery with | became | with unlost | shown by |
 |---|---|---|---|---|---|
