@@ -39,7 +39,7 @@ def test_delayed_tasks_fill_the_worker(stage: Stage) -> None:
 
     def act(side: Side) -> None:
         for number in range(6):
-            side.send("t.effect", f"later-{number}", countdown=15)
+            side.send("t.effect", f"later-{number}", countdown=60)
         side.start(ONE)
         side.send("t.effect", "now")
 
