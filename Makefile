@@ -3,7 +3,7 @@ VENV ?= .venv
 READY := $(VENV)/.installed
 BIN := $(VENV)/bin
 
-.PHONY: demo demo-plain test chaos chaos-core record matrix bench-publish bench-idempotency bench-redrive check lock image broker stores clean help
+.PHONY: demo demo-plain test chaos chaos-core record loss-modes matrix bench-publish bench-idempotency bench-redrive check lock image broker stores clean help
 
 help: ## Say what there is.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:[^#]*## /\t/' | expand -t 14
@@ -28,6 +28,10 @@ demo-plain: $(READY) broker ## The same load and kills on plain Celery.
 
 test: $(READY) broker stores ## Run all tests; what needs a broker or a store runs on every one that can be had.
 	@$(BIN)/pytest --numprocesses=4 --dist=loadfile $(ARGS)
+
+loss-modes: $(READY) broker ## Run the loss-mode tests and make docs/loss-modes.md of what they saw.
+	@records=$$(mktemp -d) && $(BIN)/pytest -m '' -n 2 --dist=loadfile --loss-modes-record $$records tests/loss_modes $(ARGS) \
+		&& $(BIN)/python -m tests.support.lossmodes.page $$records
 
 chaos: $(READY) broker ## Run the long tests: minutes of load under faults.
 	@$(BIN)/pytest -m long $(ARGS)

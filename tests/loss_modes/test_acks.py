@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 
 import psutil
@@ -15,26 +16,27 @@ from tests.support.lossmodes.verdict import Ending, Outcome
 pytestmark = pytest.mark.one_broker
 
 
+def _kill_a_pool_process(side: Side) -> None:
+    side.start(ONE)
+    side.send("t.crashes", "killed", "kill")
+    side.wait_for_run("killed")
+    side.work_off()
+
+
+PROCESS_KILLED = Scenario(
+    mode="process-killed",
+    sentence="A pool process is killed while it runs a task (out of memory, a segfault, SIGKILL): the "
+    "worker acks the task all the same.",
+    plain=LATE,
+    does=Outcome.LOST,
+    act=_kill_a_pool_process,
+    ends={"killed": Ending.EFFECT},
+)
+
+
 def test_a_pool_process_is_killed(stage: Stage) -> None:
     """Plain Celery acks a task whose process was killed; unlost runs it again."""
-
-    def act(side: Side) -> None:
-        side.start(ONE)
-        side.send("t.crashes", "killed", "kill")
-        side.wait_for_run("killed")
-        side.work_off()
-
-    stage.prove(
-        Scenario(
-            mode="process-killed",
-            sentence="A pool process is killed while it runs a task (out of memory, a segfault, SIGKILL): the "
-            "worker acks the task all the same.",
-            plain=LATE,
-            does=Outcome.LOST,
-            act=act,
-            ends={"killed": Ending.EFFECT},
-        )
-    )
+    stage.prove(PROCESS_KILLED)
 
 
 def test_the_whole_process_group_is_stopped(stage: Stage) -> None:
@@ -44,8 +46,9 @@ def test_the_whole_process_group_is_stopped(stage: Stage) -> None:
         worker = side.start(ONE)
         side.send("t.waits", "deployed")
         side.wait_for_run("deployed")
-        for process in [*psutil.Process(worker.pid).children(recursive=True), worker]:
-            process.send_signal(signal.SIGTERM)
+        children = psutil.Process(worker.pid).children(recursive=True)
+        for pid in [*(child.pid for child in children), worker.pid]:
+            os.kill(pid, signal.SIGTERM)
         side.see_dead(worker)
         side.note("release")
         side.start(ONE)
@@ -101,8 +104,8 @@ def test_the_worker_dies_after_an_early_ack(stage: Stage) -> None:
     stage.prove(
         Scenario(
             mode="acked-early",
-            sentence="A task is acked before its body begins, Celery's default: whatever ends the worker then "
-            "ends the task.",
+            sentence="A task is acked before its body begins, Celery's default: whatever ends the worker "
+            "then ends the task.",
             does=Outcome.LOST,
             act=act,
             ends={"early": Ending.EFFECT},
@@ -132,7 +135,7 @@ def test_a_reject_after_an_early_ack(stage: Stage) -> None:
 
 
 def test_a_cold_stop_says_retry_and_sends_nothing(stage: Stage) -> None:
-    """SIGQUIT marks an early-acked task as retried, though nothing is sent; unlost gives the delivery back."""
+    """SIGQUIT marks an early-acked task as retried, and sends nothing; unlost gives the delivery back."""
 
     def act(side: Side) -> None:
         worker = side.start(ONE)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import socket
+import threading
+from contextlib import nullcontext
+from datetime import timedelta
 
 import pytest
 
 from tests.support.lossmodes.app import WORK
 from tests.support.lossmodes.scenario import Scenario, Stage
-from tests.support.lossmodes.side import LATE, ONE, Side
+from tests.support.lossmodes.side import CONFIRMING, LATE, ONE, QUORUM, Side
 from tests.support.lossmodes.verdict import Ending, Outcome
+from tests.support.rabbitmqctl import memory_alarm
 
 pytestmark = pytest.mark.one_broker
 
@@ -41,7 +45,7 @@ def test_the_connection_is_lost_while_a_task_runs(stage: Stage) -> None:
 
 
 def test_the_worker_dies_between_effect_and_ack(stage: Stage) -> None:
-    """A task that has committed but is not acked is run again on plain Celery; unlost knows that it is done."""
+    """A task that has committed but is not acked is run again by plain Celery; unlost knows it is done."""
 
     def act(side: Side) -> None:
         worker = side.start(ONE)
@@ -53,8 +57,8 @@ def test_the_worker_dies_between_effect_and_ack(stage: Stage) -> None:
     stage.prove(
         Scenario(
             mode="done-but-unacked",
-            sentence="A task has committed its effect and its worker dies before the ack: it is delivered and "
-            "executed again.",
+            sentence="A task has committed its effect and its worker dies before the ack: it is delivered "
+            "and executed again.",
             plain=LATE,
             does=Outcome.REPEATED,
             act=act,
@@ -101,8 +105,8 @@ def test_the_broker_is_away_for_long(stage: Stage) -> None:
     stage.prove(
         Scenario(
             mode="gives-up",
-            sentence="A worker that has tried `broker_connection_max_retries` times (100: some 46 minutes) to "
-            "reach the broker ends.",
+            sentence="A worker that has tried `broker_connection_max_retries` times (100: some 46 minutes) "
+            "to reach the broker ends.",
             plain=LATE.and_("that number at 2", conf={"broker_connection_max_retries": 2}),
             does=Outcome.DIED,
             act=act,
@@ -119,7 +123,8 @@ def test_the_connection_breaks_again_and_again(stage: Stage) -> None:
         for number in range(3):
             side.cut()
             side.send("t.effect", f"after-{number}")
-            side.wait_for_run(f"after-{number}")
+            # So that no ack of it is still on its way at the next break.
+            side.work_off()
 
     stage.prove(
         Scenario(
@@ -146,9 +151,77 @@ def test_a_body_keeps_the_worker_from_its_heartbeats(stage: Stage) -> None:
     stage.prove(
         Scenario(
             mode="heartbeats-starved",
-            sentence="Something blocks the worker's main loop (a solo pool's body, a slow call in the parent): "
-            "the broker misses heartbeats, ends the connection and delivers the running task again.",
+            sentence="Something blocks the worker's main loop (a solo pool's body, a slow call in the "
+            "parent): the broker misses heartbeats, ends the connection and delivers the running task again.",
             plain=LATE.and_("the solo pool"),
+            does=Outcome.REPEATED,
+            act=act,
+            ends={"long": Ending.EFFECT},
+            conf={"broker_heartbeat": 2},
+        )
+    )
+
+
+@pytest.mark.long
+def test_a_task_runs_past_the_consumer_timeout(stage: Stage) -> None:
+    """The broker takes a delivery back that is held too long; plain Celery then runs it twice."""
+
+    def act(side: Side) -> None:
+        side.start()
+        side.send("t.waits", "long")
+        side.wait_for_run("long")
+        began = side.logs().count("Connected to amqp")
+        side.wait_for(
+            lambda: side.has_died or side.logs().count("Connected to amqp") > began,
+            "the broker has taken it back",
+            timedelta(minutes=3),
+        )
+        if side.plain and not side.has_died:
+            side.wait_for_run("long", 2)
+        side.note("release")
+
+    stage.prove(
+        Scenario(
+            mode="consumer-timeout",
+            sentence="A task runs for longer than the broker's consumer timeout (30 minutes by default): the "
+            "broker cancels the consumer, the worker reconnects, and the task is run beside itself; before "
+            "RabbitMQ 4.3 the worker ends.",
+            plain=QUORUM.and_("that timeout at 5 s", arguments={"x-consumer-timeout": 5000}),
+            does=Outcome.REPEATED,
+            act=act,
+            ends={"long": Ending.EFFECT},
+            work_queue={"consumer_timeout": 5},
+            settings={"UNLOST_LEASE": "3"},
+        )
+    )
+
+
+@pytest.mark.long
+def test_a_memory_alarm_freezes_the_worker(own_stage: Stage) -> None:
+    """With confirms on its events a plain worker stands still in an alarm; unlost confirms tasks only."""
+    together = threading.Barrier(2, timeout=180)
+
+    def act(side: Side) -> None:
+        side.start("-E")
+        side.send("t.waits", "long")
+        side.wait_for_run("long")
+        together.wait()
+        # The alarm is the whole broker's: one side raises it for both.
+        with memory_alarm(own_stage.broker) if side.plain else nullcontext():
+            together.wait()
+            if side.plain:
+                side.wait_for(lambda: not side.consumers(WORK), "the broker has given the worker up")
+            together.wait()
+        if side.plain:
+            side.wait_for_run("long", 2)
+        side.note("release")
+
+    own_stage.prove(
+        Scenario(
+            mode="alarm-freezes-worker",
+            sentence="`confirm_publish` holds for the worker's events too: in a memory or disk alarm its "
+            "main loop waits for a confirm without end, heartbeats stop, and what runs is delivered again.",
+            plain=LATE.and_("`confirm_publish`, events", conf=CONFIRMING.conf),
             does=Outcome.REPEATED,
             act=act,
             ends={"long": Ending.EFFECT},

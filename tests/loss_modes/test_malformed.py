@@ -13,19 +13,42 @@ from unlost.topology.naming import dead_letter_exchange_of
 pytestmark = pytest.mark.one_broker
 
 
-def test_a_message_without_an_id_ends_the_worker(stage: Stage) -> None:
-    """One message without the header ``id`` ends every plain worker in turn; unlost makes a letter of it."""
+def test_a_malformed_message_is_there_before_the_worker(stage: Stage) -> None:
+    """A plain worker that starts on a malformed message holds it, unsettled; unlost makes it a letter."""
+
+    def act(side: Side) -> None:
+        side.send_raw("t.effect", "no-id")
+        side.start(ONE)
+        side.work_off()
+
+    stage.prove(
+        Scenario(
+            mode="malformed-held",
+            sentence="A worker starts on a message that lacks the header `id`, written by a tool or another "
+            "language. The error is swallowed: the message is neither acked nor rejected nor logged, and "
+            "keeps its place in the prefetch window.",
+            plain=LATE,
+            does=Outcome.STUCK,
+            act=act,
+            ends={"no-id": Ending.LETTER},
+        )
+    )
+
+
+def test_a_malformed_message_reaches_a_running_worker(stage: Stage) -> None:
+    """One message without the header ``id`` ends every plain worker in turn; unlost makes it a letter."""
 
     def act(side: Side) -> None:
         side.start(ONE)
+        side.work_off()
         side.send_raw("t.effect", "no-id")
         side.send_raw("t.effect", "after", id="after")
 
     stage.prove(
         Scenario(
             mode="malformed-kills-worker",
-            sentence="A message that lacks a header (`id`, written by a tool or another language) raises in the "
-            "worker's main loop: the worker ends, the message is requeued, and the next worker ends.",
+            sentence="A message that lacks the header `id` reaches a running worker: it raises in the main "
+            "loop, the worker ends, the message is requeued, and ends the next worker.",
             plain=LATE,
             does=Outcome.DIED,
             act=act,
@@ -72,8 +95,8 @@ def test_an_old_worker_gets_a_new_task(stage: Stage) -> None:
     stage.prove(
         Scenario(
             mode="unknown-task",
-            sentence="In a rolling deploy a worker of the old code gets a task that only the new code has, and "
-            "discards it.",
+            sentence="In a rolling deploy a worker of the old code gets a task that only the new code has, "
+            "and discards it.",
             plain=LATE,
             does=Outcome.LOST,
             act=act,

@@ -13,9 +13,12 @@ PAGE = DOCS / "loss-modes.md"
 
 
 def take(folder: Path) -> None:
-    """Take new records in, keep those of modes that were not run, and write the page anew."""
+    """Take new records in, keep those of modes that were not run, and write the page anew.
+
+    Of a mode that was run on several brokers the newest counts.
+    """
     known = {record.mode: record for record in (load(RECORDS) if RECORDS.exists() else [])}
-    known |= {record.mode: record for record in load(folder)}
+    known |= {record.mode: record for record in sorted(load(folder), key=lambda record: record.release)}
     RECORDS.write_text(dump(known.values()))
     PAGE.write_text(page(load(RECORDS)))
 

@@ -26,12 +26,13 @@ the dead letters, and what is left in the queues. This page is made from what th
 (Celery {celery}, RabbitMQ {rabbitmq}):
 
 ```sh
-pytest tests/loss_modes -m '' --loss-modes-record records && python -m tests.support.lossmodes.page records
+make loss-modes
 ```
 
 {meanings}
 
-"Plain Celery" has its defaults and the settings that are named.
+Plain Celery has its defaults and the settings that are named. Where the column of unlost says **lost**,
+**repeated**, **died** or **stuck**, the promise is not kept yet, and the test is expected to fail.
 
 | mode | what goes wrong | plain Celery with | became | with unlost | shown by |
 |---|---|---|---|---|---|
@@ -65,7 +66,12 @@ class Record:
     def write(self, folder: Path) -> None:
         """Write the record into a folder, as a file of its own."""
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{self.mode}.json").write_text(dump([self]))
+        (folder / f"{self.mode}-{self.rabbitmq}.json").write_text(dump([self]))
+
+    @property
+    def release(self) -> tuple[int, ...]:
+        """Return the broker's version as numbers."""
+        return tuple(map(int, self.rabbitmq.split(".")))
 
 
 def dump(records: Iterable[Record]) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 from tests.support.lossmodes.record import Record
 from tests.support.lossmodes.side import DEFAULTS, Plain, Side, side
 from tests.support.lossmodes.verdict import Ending, Evidence, Outcome, endings_of, has_ended, judge
+from tests.support.nursery import Nursery
 from tests.support.workers import SOON
 from unlost.errors import HarnessError
 from unlost.testing.brokers import Broker
@@ -36,6 +37,7 @@ class Scenario:
         ends: How each task ends under unlost.
         settings: Environment variables of both sides.
         conf: Celery's settings of both sides.
+        work_queue: What unlost's topology says of its first queue.
         patience: How long to wait for plain Celery to do well after all.
     """
 
@@ -47,6 +49,7 @@ class Scenario:
     plain: Plain = DEFAULTS
     settings: Mapping[str, str] = field(default_factory=dict)
     conf: Mapping[str, Any] = field(default_factory=dict)
+    work_queue: Mapping[str, Any] | None = None
     patience: timedelta = PLAIN_PATIENCE
 
 
@@ -58,6 +61,7 @@ class Stage:
         broker: Shared by both sides and by other tests.
         folder: For stores and logs.
         test: Of the scenario, for its record.
+        nursery: Starts the workers.
         records: Where to write the record; ``None`` writes none.
         swapped: Run plain Celery where unlost should be, to see that the test notices.
     """
@@ -65,8 +69,16 @@ class Stage:
     broker: Broker
     folder: Path
     test: str
+    nursery: Nursery
     records: Path | None = None
     swapped: bool = False
+
+    @property
+    def results(self) -> Path:
+        """Return the folder of a result backend that works."""
+        folder = self.folder / "results"
+        folder.mkdir(exist_ok=True)
+        return folder
 
     def prove(self, scenario: Scenario) -> None:
         """Run a scenario on both sides and check what became of the tasks.
@@ -82,7 +94,7 @@ class Stage:
             plain, reliable = under_plain.result(), under_unlost.result()
         did = judge(plain, scenario.ends)
         kept = judge(reliable, scenario.ends)
-        if self.records is not None:
+        if self.records is not None and not self.swapped:
             self._record(scenario, did, kept).write(self.records)
         assert kept is Outcome.FINE, f"unlost: {kept}: {reliable}"
         ended = {label: endings_of(label, reliable) for label in scenario.ends}
@@ -91,7 +103,8 @@ class Stage:
 
     def _run(self, scenario: Scenario, plain: Plain | None, name: str) -> Evidence:
         """Run one side; a scenario on plain Celery need not come to an end."""
-        with side(self.broker, self.folder / name, plain, scenario.settings, scenario.conf) as stage:
+        given = (scenario.settings, scenario.conf, scenario.work_queue, self.nursery)
+        with side(self.broker, self.folder / name, plain, *given) as stage:
             scenario.act(stage)
             if name == "unlost" and not self.swapped:
                 _wait(lambda: stage.has_died or has_ended(stage.evidence(), scenario.ends), SOON)

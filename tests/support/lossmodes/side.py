@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
+import sqlite3
 import subprocess
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import amqp
 from amqp.exceptions import NotFound
 from celery import Celery
-from sqlalchemy import create_engine, insert
 
 from tests.support import apps
 from tests.support.lossmodes.app import (
@@ -29,9 +31,9 @@ from tests.support.lossmodes.app import (
     QUEUES,
     WORK,
     make_app,
-    runs,
 )
 from tests.support.lossmodes.verdict import Evidence
+from tests.support.nursery import Nursery
 from tests.support.workers import SOON, Bench
 from unlost.broker.apply import apply
 from unlost.broker.management import Management
@@ -40,6 +42,7 @@ from unlost.testing.brokers import Broker
 from unlost.testing.proxy import Fault, Link
 from unlost.testing.waiting import wait_until
 from unlost.topology.model import Topology
+from unlost.topology.objects import OperatorPolicy
 
 TOPOLOGY: dict[str, Any] = {
     "name": EXCHANGE,
@@ -50,6 +53,7 @@ LETTERS = (*(f"{queue}.dlq" for queue in QUEUES), f"{EXCHANGE}.unroutable")
 #: A worker that does one thing at a time settles in the order of its queue.
 ONE = "--concurrency=1"
 ROUNDS = 3
+FILLERS = 200
 _CONNECTED = "Connected to amqp"
 WARM = timedelta(seconds=5)
 JSON = {"content_type": "application/json", "content_encoding": "utf-8"}
@@ -118,6 +122,7 @@ class Side(Bench):
     plain: Plain | None = None
     broker: Broker | None = None
     proxy: Link | None = None
+    nursery: Nursery | None = None
     refused: dict[str, Exception] = field(default_factory=dict)
     ended: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
@@ -136,6 +141,12 @@ class Side(Bench):
         """The publisher's app, in this process; it reaches the broker directly."""
         return make_app({**self.environment, "CELERY_BROKER_URL": self.vhost.amqp_url})
 
+    def spawn(self, arguments: list[str], log: Path) -> Any:
+        """Start ``celery`` with these arguments in a process of its own."""
+        if self.nursery is None:
+            return super().spawn(arguments, log)
+        return self.nursery.start(arguments, self.environment, log)
+
     def send(self, task: str, label: str, *args: Any, **options: Any) -> None:
         """Publish a task as an application does; what raises is noted as refused."""
         try:
@@ -149,12 +160,27 @@ class Side(Bench):
 
     def note(self, label: str) -> None:
         """Leave a trace that bodies may wait for."""
-        engine = create_engine(self.store, connect_args={"timeout": 30})
-        try:
-            with engine.begin() as connection:
-                connection.execute(insert(runs).values(label=label))
-        finally:
-            engine.dispose()
+        with self._database() as connection:
+            connection.execute("INSERT INTO runs (label) VALUES (?)", (label,))
+
+    def runs(self) -> Counter[str]:
+        """Return how often each body ran."""
+        return self._count("SELECT label, count(*) FROM runs GROUP BY label")
+
+    def effects(self) -> Counter[str]:
+        """Return how often each effect happened."""
+        return self._count("SELECT label, count(*) FROM effects GROUP BY label")
+
+    def _count(self, query: str) -> Counter[str]:
+        with self._database() as connection:
+            return Counter(dict(connection.execute(query)))
+
+    @contextmanager
+    def _database(self) -> Iterator[sqlite3.Connection]:
+        """Open the store without SQLAlchemy: it is asked twenty times a second."""
+        connection = sqlite3.connect(self.folder / "store.sqlite", timeout=SOON.total_seconds())
+        with closing(connection), connection:
+            yield connection
 
     def wait_for(self, condition: Any, what: str, patience: timedelta = SOON) -> None:
         """Wait for something that the store, the broker or a process shows."""
@@ -174,6 +200,40 @@ class Side(Bench):
             marker = f"marker-{number}-{len(self.runs())}"
             self.send_raw("t.effect", marker, id=marker)
             self.wait_for_run(marker)
+
+    def give_back(self, queue: str) -> None:
+        """Do to a queue's first message what a worker does that dies with it prefetched."""
+        with self.channel() as channel:
+            wait_until(lambda: channel.basic_get(queue), SOON, f"a message is in {queue}")
+
+    def limit(self, queue: str, length: int = 1) -> None:
+        """Let a queue hold no more than so many messages, by an operator's policy."""
+        with Management(self.vhost.management_url, self.vhost.name) as management:
+            management.put(_limit(queue, length))
+
+    def unlimit(self, queue: str) -> None:
+        """Take the limit away."""
+        with Management(self.vhost.management_url, self.vhost.name) as management:
+            management.delete(_limit(queue, 1))
+
+    def fill(self, queue: str) -> None:
+        """Publish to a queue until it refuses more."""
+        with self.channel() as channel:
+            channel.confirm_select()
+            refused: list[int] = []
+            channel.events["basic_nack"].add(lambda tag, _multiple: refused.append(tag))
+            acked: list[int] = []
+            channel.events["basic_ack"].add(lambda tag, _multiple: acked.append(tag))
+            for number in range(FILLERS):
+                headers = {"task": "t.effect", "id": f"filler-{number}"}
+                body = json.dumps([[f"filler-{number}"], {}, {}])
+                message = amqp.Message(body, application_headers=headers, delivery_mode=2, **JSON)
+                channel.basic_publish(message, EXCHANGE, queue)
+                while number >= len(acked) + len(refused):
+                    channel.connection.drain_events(timeout=10)
+                if refused:
+                    return
+        raise HarnessError(f"{queue} takes more than {FILLERS} messages")
 
     def cut(self) -> None:
         """Break the connections of all workers, and wait until they are made again."""
@@ -203,7 +263,7 @@ class Side(Bench):
 
     def see_dead(self, worker: subprocess.Popen[bytes]) -> None:
         """Wait for a worker that the scenario itself ends."""
-        worker.wait(60)
+        worker.wait(SOON.total_seconds())
         self.ended.append(worker)
 
     @property
@@ -245,7 +305,7 @@ class Side(Bench):
         self.stop()
         with Management(self.vhost.management_url, self.vhost.name) as management:
             names = [each.declared.name for each in management.queues() if not each.exclusive]
-        for name in names:
+        for name in set(names) & set(QUEUES):
             self.wait_for(lambda name=name: not self.consumers(name), f"{name} has no consumer")
         left = self.bodies(*(name for name in names if name not in self.letter_queues))
         return self.evidence(Counter(map(label_of, left)))
@@ -281,8 +341,10 @@ class Side(Bench):
 
     def bodies(self, *queues: str) -> list[bytes]:
         """Return the bodies of what lies in some queues, and leave it there."""
-        found = []
-        with self.channel() if queues else nullcontext() as channel:
+        found: list[bytes] = []
+        if not queues:
+            return found
+        with self.channel() as channel:
             for queue in queues:
                 while (message := channel.basic_get(queue)) is not None:
                     body = message.body
@@ -314,6 +376,13 @@ class Side(Bench):
                 channel.queue_bind(name, EXCHANGE, name)
 
 
+def _limit(queue: str, length: int) -> OperatorPolicy:
+    pattern = f"^{re.escape(queue)}$"
+    return OperatorPolicy(
+        name=f"limit {queue}", pattern=pattern, apply_to="queues", definition={"max-length": length}
+    )
+
+
 def label_of(body: bytes) -> str:
     """Return the label of a task message: its first argument; of what is no such message, its text."""
     try:
@@ -329,6 +398,8 @@ def side(
     plain: Plain | None,
     settings: Mapping[str, str],
     conf: Mapping[str, Any],
+    work_queue: Mapping[str, Any] | None = None,
+    nursery: Nursery | None = None,
 ) -> Iterator[Side]:
     """Set up a side on a fresh vhost; its workers are killed at the end.
 
@@ -338,9 +409,12 @@ def side(
         plain: How plain Celery is set up; ``None`` for unlost.
         settings: Environment variables of workers and clients.
         conf: Celery's settings on both sides.
+        work_queue: What unlost's topology says of the first queue.
+        nursery: Starts the workers.
     """
     folder.mkdir()
-    (folder / "topology.yaml").write_text(json.dumps(TOPOLOGY))
+    topology = {**TOPOLOGY, "queues": {**TOPOLOGY["queues"], WORK: work_queue}}
+    (folder / "topology.yaml").write_text(json.dumps(topology))
     environment = {**settings, BOTH: json.dumps(dict(conf))}
     if plain is not None:
         names = ("conf", "declares", "queues", "arguments", "exchange_type")
@@ -348,7 +422,7 @@ def side(
     with ExitStack() as stack:
         vhost = stack.enter_context(broker.fresh_vhost())
         proxy = stack.enter_context(Link(vhost.amqp_url))
-        made = Side(vhost, folder, environment, plain=plain, broker=broker, proxy=proxy)
+        made = Side(vhost, folder, environment, plain=plain, broker=broker, proxy=proxy, nursery=nursery)
         stack.callback(made.stop)
         made.declare()
         app = made.app
