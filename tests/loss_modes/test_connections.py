@@ -13,7 +13,7 @@ from tests.support.lossmodes.app import WORK
 from tests.support.lossmodes.scenario import Scenario, Stage
 from tests.support.lossmodes.side import CONFIRMING, LATE, ONE, QUORUM, Side
 from tests.support.lossmodes.verdict import Ending, Outcome
-from tests.support.rabbitmqctl import memory_alarm
+from unlost.testing.brokers.alarms import memory_alarm
 
 pytestmark = pytest.mark.one_broker
 
