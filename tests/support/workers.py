@@ -72,6 +72,8 @@ class Bench:
                 cwd=ROOT,
                 stdout=out,
                 stderr=subprocess.STDOUT,
+                # A group of its own, for tests that signal it.
+                start_new_session=True,
             )
         self.workers.append(worker)
         if wait:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from unlost.core import headers as h
@@ -30,7 +30,7 @@ class Attempt:
     process. ``in_process`` counts the attempts that the body made beyond its first. ``claim`` is the key that
     it holds, and ``journalled`` says that it began a step. ``dispatched`` counts up to ``successors`` as
     links and the next task of a chain are confirmed. ``lost`` says why the payload that the delivery refers
-    to cannot be had.
+    to cannot be had. ``request`` is what Celery's tracer is given.
     """
 
     message: MessageId
@@ -40,6 +40,7 @@ class Attempt:
     headers: Mapping[str, Any]
     properties: Mapping[str, Any]
     body: bytes | str
+    request: Mapping[str, Any] = field(default_factory=dict)
     origin: Origin | None = None
     entered: bool = False
     crashed: bool = False

@@ -48,7 +48,7 @@ class Fenced(Ignore):
 
 
 class RecordedFailure(Exception):
-    """An earlier delivery decided that the message is dead; raised again for the tracer."""
+    """It is decided that the message is dead; raised for the tracer, which tells who waits for it."""
 
 
 class Expired(Exception):
@@ -270,7 +270,8 @@ def _decided(runtime: Runtime, attempt: Attempt, cause: Exception, verdict: TryA
     attempt.decided = while_store_is_down(
         lambda: ledger.decide_dead(attempt.message, attempt.ended, failure=letter), patience
     )
-    return cause
+    # Celery's tracer would tell neither the chord nor the errbacks of a rejected member.
+    return RecordedFailure(f"{verdict.reason}: {cause}") if isinstance(cause, Reject) else cause
 
 
 def verdict_of(policy: RetryPolicy, attempt: Attempt, exc: Exception) -> TryAgain | GiveUp:

@@ -16,7 +16,6 @@ from unlost.topology.model import Topology
 EXIT_CONFIGURATION = 2
 
 POOL_PATIENCE = timedelta(seconds=10)
-SOFT_SHUTDOWN = timedelta(seconds=10)
 
 #: Settings whose other values contradict a guarantee: name → (the value we need, why).
 REQUIRED: dict[str, tuple[Any, str]] = {
@@ -57,7 +56,7 @@ def celery_settings(topology: Topology, settings: Settings) -> dict[str, Any]:
         "worker_prefetch_multiplier": 1,
         "worker_disable_rate_limits": True,
         "worker_detect_quorum_queues": False,
-        "worker_soft_shutdown_timeout": SOFT_SHUTDOWN.total_seconds(),
+        "worker_soft_shutdown_timeout": settings.shutdown_grace.total_seconds(),
         "broker_connection_retry": True,
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,

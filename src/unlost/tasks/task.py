@@ -16,8 +16,9 @@ from tenacity.stop import stop_base
 from tenacity.wait import wait_base
 
 from unlost.core.retry import RetryPolicy
+from unlost.core.standing import Standing
 from unlost.errors import ConfigurationError, RetryLater
-from unlost.tasks import journal
+from unlost.tasks import journal, standing
 from unlost.tasks.attempt import Attempt
 from unlost.tasks.body import Spent, perform
 from unlost.tasks.bulk import Bulk, Progress, Renderer, publish_all, refuse_shared_id
@@ -231,6 +232,31 @@ class ReliableTask(Task):
             max_problems=max_problems,
         )
 
+    def outcome(self, task_id: str) -> Standing:
+        """Return where one of this task's messages stands, as the store knows it; no result backend is asked.
+
+        Args:
+            task_id: What ``delay`` returned the ``id`` of.
+
+        Raises:
+            StoreUnavailable: The store cannot be asked, so nothing can be told.
+        """
+        return standing.outcome_of(self._runtime.ledger, self.name, task_id)
+
+    def cancel(self, task_id: str) -> bool:
+        """Cancel one of this task's messages, for all its copies and attempts, wherever they are now.
+
+        No worker needs to run: it is written to the store, and whoever meets the message acks it unrun. A
+        body that runs already goes on, and can no longer commit.
+
+        Returns:
+            Whether it is cancelled; false if it was done before.
+
+        Raises:
+            StoreUnavailable: The store cannot be asked; it may or may not be cancelled.
+        """
+        return standing.cancel(self._runtime.ledger, self.name, task_id)
+
     def dump_payload(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """Return the arguments as the validated payload's fields.
 
@@ -369,11 +395,12 @@ def refuse_unsafe(task: type[ReliableTask], runtime: Runtime) -> None:
 
     Raises:
         TopologyError: Its queue is not declared.
-        ConfigurationError: It acks early or settles in another way than ours.
+        ConfigurationError: It acks early or settles in another way than ours, or may run for too long.
     """
     if task.queue is not None:
         runtime.topology.work_queue(task.queue)
     _refuse_unknown_key(task)
+    _refuse_slow(task, runtime)
     if "late_ack" in runtime.settings.dangerously_without:
         return
     for name in ("acks_late", "acks_on_failure", "reject_on_worker_lost", "Request"):
@@ -382,6 +409,19 @@ def refuse_unsafe(task: type[ReliableTask], runtime: Runtime) -> None:
                 f"task {task.name}: {name}={found!r} contradicts ReliableTask, which needs {needed!r}: "
                 "otherwise a killed process loses the task. Remove the attribute."
             )
+
+
+def _refuse_slow(task: type[ReliableTask], runtime: Runtime) -> None:
+    """Refuse a task that may run for longer than the broker leaves a delivery with a worker."""
+    queues = runtime.topology.queues
+    name = task.queue or next(iter(queues))
+    timeout = queues[name].consumer_timeout
+    if task.time_limit and timeout and timedelta(seconds=task.time_limit) >= timeout:
+        raise ConfigurationError(
+            f"task {task.name}: time_limit={task.time_limit} is not below the consumer timeout of its queue "
+            f"{name!r}, {timeout}: the broker would take the delivery back while it runs. Raise "
+            "consumer_timeout in the topology, or lower the limit."
+        )
 
 
 def _refuse_unknown_key(task: type[ReliableTask]) -> None:
