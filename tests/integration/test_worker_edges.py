@@ -198,6 +198,20 @@ def test_what_a_plain_client_let_expire_is_a_letter(shop: Bench) -> None:
     assert leftovers(shop) == {}
 
 
+def test_what_expires_is_dropped_where_the_task_says_so(shop: Bench) -> None:
+    """``on_expired = "drop"``: no run and no letter, but a line in the log, and a copy is not run either."""
+    shop.start(ONE_AT_A_TIME)
+    past = (datetime.now(UTC) - timedelta(minutes=1)).isoformat()
+    publish(shop, "t.expendable", "stale", id="stale", expires=past)
+    publish(shop, "t.expendable", "stale", id="stale")
+    work_off(shop)
+    assert state_of(shop, "stale") == "cancelled"
+    assert "t.expendable[stale] is dropped: expired at" in shop.log()
+    assert traces(shop) == {}
+    assert shop.letters() == []
+    assert leftovers(shop) == {}
+
+
 def test_a_plain_clients_eta_is_kept_and_holds_no_slot(shop: Bench) -> None:
     """It runs when it is due and not before; the only slot works on something else meanwhile."""
     shop.start(ONE_AT_A_TIME)

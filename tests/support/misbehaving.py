@@ -218,6 +218,15 @@ def waits_then_commits(self: Any, label: str) -> None:
         work.connection.execute(insert(effects).values(label=label))
 
 
+@task(name="t.naps")
+def naps(self: Any, label: str, seconds: float) -> None:
+    """Take some time, and then have an effect."""
+    note(label)
+    time.sleep(seconds)
+    with self.unit_of_work() as work:
+        work.connection.execute(insert(effects).values(label=label))
+
+
 @task(name="t.holds_work")
 def holds_work(self: Any, label: str) -> None:
     """Have an effect whose transaction stays open for a minute."""
@@ -367,6 +376,12 @@ def leaves_trace(self: Any, label: str) -> str:
     """Leave a trace and pass its label on."""
     note(label)
     return label
+
+
+@task(name="t.expendable", on_expired="drop")
+def expendable(self: Any, label: str) -> None:
+    """Leave a trace, if it is not too late."""
+    note(label)
 
 
 def go_wrong(what: str) -> None:

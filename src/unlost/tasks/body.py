@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from billiard.common import terminate_handler_fired
 from billiard.exceptions import SoftTimeLimitExceeded
-from celery.exceptions import Ignore, Reject, Retry, WorkerShutdown, WorkerTerminate
+from celery.exceptions import Ignore, Reject, Retry, TaskRevokedError, WorkerShutdown, WorkerTerminate
 from pydantic import ValidationError
 
 from unlost.core import headers as h
@@ -26,6 +26,7 @@ from unlost.core.retry import GiveUp, RetryPolicy, TryAgain
 from unlost.core.settlement import TOO_OLD, AlreadyDone, Resend
 from unlost.errors import LeaseLost, StoreError, StoreUnavailable
 from unlost.tasks.attempt import Attempt
+from unlost.tasks.dependents import tell_ended
 from unlost.tasks.inprocess import since_start
 from unlost.tasks.keys import Duplicate, KeyConflict, KeyHeld, claim
 from unlost.tasks.patience import while_store_is_down
@@ -234,11 +235,24 @@ def _crash(runtime: Runtime, attempt: Attempt, exc: BaseException) -> NoReturn:
 
 def _fail(task: ReliableTask, runtime: Runtime, attempt: Attempt, exc: Exception) -> Exception:
     """Decide how a failed attempt ends, write it, and return what to raise to the tracer."""
+    if isinstance(exc, Expired) and task.on_expired == "drop":
+        return _drop(task, runtime, attempt, exc)
     if isinstance(exc, Ignore):
         _complete(runtime, attempt, None, quietly=failure_of(exc, "ignored"))
         ignored: Exception = exc
         return ignored
     return decide(runtime, attempt, exc, verdict_of(task.retry_policy or runtime.retries, attempt, exc))
+
+
+def _drop(task: ReliableTask, runtime: Runtime, attempt: Attempt, exc: Expired) -> Exception:
+    """End what has expired without a letter, cancelled for all its copies, and tell who waits for it."""
+    generation, patience = attempt.row.generation, runtime.settings.settle_patience
+    while_store_is_down(lambda: runtime.ledger.cancel(attempt.message, generation), patience)
+    attempt.completed = True
+    logger.warning("%s is dropped: %s", attempt.message, exc)
+    tell_ended(task.app, attempt.request, TaskRevokedError(str(exc)))
+    dropped: Exception = Ignore(str(exc))
+    return dropped
 
 
 def decide(runtime: Runtime, attempt: Attempt, exc: Exception, verdict: TryAgain | GiveUp) -> Exception:

@@ -32,7 +32,7 @@ from unlost.tasks.control import recorded, recording
 from unlost.tasks.dependents import tell_failed
 from unlost.tasks.overdue import overdue
 from unlost.tasks.patience import while_store_is_down
-from unlost.tasks.pools import refuse_limits
+from unlost.tasks.pools import ignored_by, refuse_limits
 from unlost.tasks.request import ReliableRequest
 from unlost.tasks.runtime import Runtime, runtime_of
 from unlost.tasks.settings import EXIT_CONFIGURATION
@@ -114,11 +114,16 @@ class ReliableConsumer(Consumer):
         Deliveries come once this has returned, and whatever is revoked from here on is broadcast to us.
         """
         self._stop.install()
-        ledger = self._runtime.ledger
-        state.revoked.update(
-            while_store_is_down(lambda: recorded(ledger), self._runtime.settings.settle_patience)
-        )
+        if self.restart_count <= 0:
+            patience = self._runtime.settings.settle_patience
+            state.revoked.update(while_store_is_down(lambda: recorded(self._runtime.ledger), patience))
+        else:
+            # What was revoked while we were away; the loop does not wait for the store.
+            self._runtime.in_background(self._catch_up)
         super().on_ready()
+
+    def _catch_up(self) -> None:
+        self.call_soon(state.revoked.update, recorded(self._runtime.ledger))
 
     def on_close(self) -> None:
         """Give back what waits when the worker stops; after a lost connection the broker has done so."""
@@ -177,6 +182,8 @@ class ReliableConsumer(Consumer):
             problem = problem_of_headers(message.headers)
             if problem is not None:
                 return self._dead_letter(message, "malformed", problem)
+            if any(message.headers.get("timelimit") or ()) and ignored_by(self.pool):
+                logger.warning("%s: this pool ignores its time limit", message.headers["task"])
             if h.is_newer(message.headers):
                 return self._park(message, "newer-version", "written by a newer release of unlost")
             try:

@@ -40,8 +40,8 @@ def refuse_limits(pool: Any, controller: Any, tasks: Iterable[Any], queues: Coll
     Raises:
         ConfigurationError: Names task, limit, pool and the way out.
     """
-    kind = type(pool).__module__.rpartition(".")[2]
-    for limit in IGNORED.get(kind, ()):
+    kind = _kind(pool)
+    for limit in ignored_by(pool):
         if getattr(controller, limit, None):
             raise ConfigurationError(
                 _refusal("the worker's options", limit, getattr(controller, limit), kind)
@@ -50,6 +50,15 @@ def refuse_limits(pool: Any, controller: Any, tasks: Iterable[Any], queues: Coll
             value = getattr(task, limit, None) if isinstance(task, ReliableTask) else None
             if value and (task.queue is None or task.queue in queues):
                 raise ConfigurationError(_refusal(f"task {task.name}", limit, value, kind))
+
+
+def ignored_by(pool: Any) -> Collection[str]:
+    """Return the limits that a pool ignores."""
+    return IGNORED.get(_kind(pool), ())
+
+
+def _kind(pool: Any) -> str:
+    return type(pool).__module__.rpartition(".")[2]
 
 
 def _refusal(whose: str, limit: str, value: Any, kind: str) -> str:

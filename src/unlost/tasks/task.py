@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from celery import Task
 from celery.exceptions import Retry
@@ -50,6 +50,8 @@ class ReliableTask(Task):
         key_space: Whose keys these are; the task's own name unless tasks are to share them.
         on_duplicate: What becomes of a message whose key's work another has done: ``return`` the recorded
             result (its links run), ``ignore`` it (they do not), or ``raise`` and dead-letter it.
+        on_expired: What becomes of a message whose ``expires`` has passed before it ran: a ``letter``, or
+            ``drop`` it, with a warning in the log and its outcome ``cancelled``.
         secrets: Names of arguments that tools hide when they show a dead letter; fields of type
             ``SecretStr`` are hidden anyway. Nothing is changed in the message.
         retry: A :class:`unlost.core.retry.RetryPolicy`. Without one the app's is used; without that a
@@ -73,6 +75,7 @@ class ReliableTask(Task):
     key: ClassVar[Key] = None
     key_space: ClassVar[str | None] = None
     on_duplicate: ClassVar[OnDuplicate] = "return"
+    on_expired: ClassVar[Literal["letter", "drop"]] = "letter"
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
