@@ -108,12 +108,28 @@ def test_a_soft_stop_gives_its_grace_and_takes_no_longer(shop: Bench) -> None:
     assert crashes(shop) == [(0, 0)] * (WAITING + 2)
 
 
-def test_a_soft_stop_ends_when_its_tasks_do(shop: Bench) -> None:
-    """What ends within the grace is done and acked, and nobody waits for the rest of it."""
-    shop.settings = {**shop.settings, "UNLOST_SHUTDOWN_GRACE": "600"}
+def test_a_warm_stop_that_takes_too_long_can_be_made_soft(shop: Bench) -> None:
+    """SIGQUIT after SIGTERM: what still runs has its grace and is given back, and is no crash."""
     fill(shop)
     worker = shop.workers[0]
+    worker.terminate()
+    shop.wait_for(lambda: ready(shop) == WAITING, "what waited has gone back")
     worker.send_signal(signal.SIGQUIT)
+    assert worker.wait(GRACE + REST.total_seconds()) == 0
+    shop.wait_for(lambda: ready(shop) == WAITING + 2, "all has gone back")
+    assert crashes(shop) == [(0, 0)] * 2
+    assert [row.holder for row in shop.rows("select holder from unlost_messages")] == [None] * 2
+
+
+@pytest.mark.parametrize("remapped", [False, True], ids=["SIGQUIT", "SIGTERM remapped"])
+def test_a_soft_stop_ends_when_its_tasks_do(shop: Bench, remapped: bool) -> None:
+    """What ends within the grace is done and acked, and nobody waits for the rest of it."""
+    remap = {"REMAP_SIGTERM": "SIGQUIT"} if remapped else {}
+    shop.settings = {**shop.settings, **remap, "UNLOST_SHUTDOWN_GRACE": "600"}
+    fill(shop)
+    worker = shop.workers[0]
+    worker.send_signal(signal.SIGTERM if remapped else signal.SIGQUIT)
+    shop.wait_for(lambda: "stopping: " in shop.log(), "it is a soft stop")
     shop.wait_for(lambda: ready(shop) == WAITING, "what waited has gone back")
     shop.call("m.note('release')")
     assert worker.wait(REST.total_seconds()) == 0

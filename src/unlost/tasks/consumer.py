@@ -59,7 +59,7 @@ class ReliableConsumer(Consumer):
                 node = step.box.node
                 node.handlers = {**node.handlers, "revoke": recording(self._runtime, node.handlers["revoke"])}
         self._stop = SoftStop(self, self._runtime)
-        self._loop_is_over = False
+        self.loop_is_over = False
         self._watch = Watch()
         self._looking: Any = None
         # In prefork the child rebuilds Celery's tracers just before this signal.
@@ -129,7 +129,7 @@ class ReliableConsumer(Consumer):
         """Give back what waits when the worker stops; after a lost connection the broker has done so."""
         if self.connection:
             self.give_back_waiting()
-            self._loop_is_over = True
+            self.loop_is_over = True
         super().on_close()
 
     def give_back_waiting(self) -> None:
@@ -144,7 +144,8 @@ class ReliableConsumer(Consumer):
 
     def on_connection_error_after_connected(self, exc: BaseException) -> None:
         """Reconnect, as Celery does; and say so when a delivery was held for too long."""
-        held = [request for request in tuple(state.reserved_requests) if not request.acknowledged]
+        ours = [each for each in tuple(state.reserved_requests) if isinstance(each, ReliableRequest)]
+        held = [request for request in ours if not request.acknowledged]
         for sentence in overdue(exc, held, self._runtime.topology.queues):
             logger.error("consumer timeout: %s", sentence)
         super().on_connection_error_after_connected(exc)
@@ -157,7 +158,7 @@ class ReliableConsumer(Consumer):
 
     def call_soon_ack(self, act: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Settle on the worker's loop, or at once where that has ended: a frame is written under a lock."""
-        if not self._loop_is_over:
+        if not self.loop_is_over:
             return super().call_soon_ack(act, *args, **kwargs)
         return act(*args, **kwargs)
 

@@ -23,7 +23,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from amqp import spec
 from billiard.common import REMAP_SIGTERM
@@ -84,6 +84,12 @@ def leave_group(**_signal: Any) -> None:
     os.setpgid(0, 0)
 
 
+@runtime_checkable
+class _Leased(Protocol):
+    def abandon(self) -> None:
+        """Let go of what still runs."""
+
+
 class SoftStop:
     """Stops a worker when its tasks have ended or the grace is over, whichever comes first.
 
@@ -97,6 +103,7 @@ class SoftStop:
         self._runtime = runtime
         self._grace = runtime.settings.shutdown_grace
         self._began = False
+        self._is_late = False
         self._left: list[Any] = []
 
     def install(self) -> None:
@@ -118,11 +125,17 @@ class SoftStop:
             self._grace = timedelta(0)
             return
         self._began = True
-        self._consumer.call_soon(self._begin)
+        if self._consumer.loop_is_over:
+            # A warm stop waits for its tasks, and is to wait no longer.
+            self._is_late = True
+            self._later(self._begin)
+        else:
+            self._consumer.call_soon(self._begin)
 
     def _begin(self) -> None:
         logger.warning("stopping: running tasks have %s to end", self._grace)
-        self._consumer.give_back_waiting()
+        if not self._is_late:
+            self._consumer.give_back_waiting()
         self._wait(time.monotonic(), lambda: self._grace, self._end_running)
 
     def _end_running(self, *, in_time: bool) -> None:
@@ -138,7 +151,9 @@ class SoftStop:
             return
         self._left = running
         for request in running:
-            request.abandon()
+            # A plain task has no lease; its delivery goes back with the connection.
+            if isinstance(request, _Leased):
+                request.abandon()
         self._wait(time.monotonic(), lambda: SETTLING, self._exit)
 
     def _kill_running(self, *, in_time: bool) -> None:
@@ -151,6 +166,8 @@ class SoftStop:
             request.cancel(self._consumer.pool, signal=number, emit_retry=False)
 
     def _exit(self, **_in_time: bool) -> None:
+        if self._is_late:
+            self.leave_threads_behind()
         state.should_terminate = EX_OK
 
     def _wait(self, since: float, patience: Callable[[], timedelta], then: Callable[..., None]) -> None:
@@ -159,7 +176,15 @@ class SoftStop:
         if in_time or time.monotonic() - since >= patience().total_seconds():
             then(in_time=in_time)
         else:
-            self._consumer.timer.call_after(TICK.total_seconds(), self._wait, (since, patience, then))
+            self._later(self._wait, since, patience, then)
+
+    def _later(self, act: Callable[..., None], *args: Any) -> None:
+        if not self._is_late:
+            self._consumer.timer.call_after(TICK.total_seconds(), act, args)
+            return
+        timer = threading.Timer(TICK.total_seconds(), act, args)
+        timer.daemon = True
+        timer.start()
 
 
 def _running() -> list[Any]:
