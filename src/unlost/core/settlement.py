@@ -12,9 +12,10 @@ done                         any                     repeat only the dispatch of
 cancelled                    any                     superseded: ack
 leased, by this delivery     any                     run it: the answer to its acquire was lost
 leased, holder alive         any                     held: back to the delay path, uncounted
-leased, expired or dead      any                     take over: run as the later of row and delivery;
-                                                     too many crashes or takeovers, and no newer
-                                                     redrive: decide dead
+leased, expired or dead      any                     take over, at a random time, so that those that
+                                                     were lost together separate: run as the later of
+                                                     row and delivery; too many crashes or
+                                                     takeovers, and no newer redrive: decide dead
 waiting(G)                   older than G, sent      superseded: ack
 waiting(G)                   older than G, not sent  repeat the publish of G, never the body
 waiting(G)                   G or later              run it
