@@ -22,7 +22,7 @@ PATIENCE = timedelta(seconds=120)
 
 def allow(seconds: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the benches of this test have a work queue with this consumer timeout."""
-    queues = {"t.work": {"consumer_timeout": f"{seconds}s"}}
+    queues = {"t.work": {"consumer_timeout": seconds}}
     monkeypatch.setattr(workers, "TOPOLOGY", {**misbehaving_topology.TOPOLOGY, "queues": queues})
 
 
