@@ -63,7 +63,7 @@ def test_a_task_that_may_outlast_its_queues_timeout_is_refused(
     allow(1, monkeypatch)
     with bench(vhost, tmp_path) as shop:
         done = subprocess.run(
-            [sys.executable, "-c", "import tests.support.misbehaving"],
+            [sys.executable, "-c", "import tests.support.misbehaving as m; m.app.finalize()"],
             env=shop.environment,
             cwd=ROOT,
             capture_output=True,
