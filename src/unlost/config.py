@@ -28,6 +28,7 @@ _DURATIONS = (
     "claim_retention",
     "park",
     "retention",
+    "shutdown_grace",
 )
 
 
@@ -57,6 +58,8 @@ class Settings(BaseModel):
             without one they travel in their messages.
         claim_above: Bodies of more bytes than this go to the claim store.
         claim_retention: How long a payload is kept at least, from when its message may run.
+        shutdown_grace: How long running tasks may go on when the worker is told to stop soon (SIGQUIT, or
+            SIGTERM with ``REMAP_SIGTERM=SIGQUIT``); then they are stopped and go back uncounted.
         code_version: Version of the application's code, a commit for instance; dead letters carry it.
         topology_check: ``refuse`` lets no worker start on a topology that is missing; ``warn`` does.
         dangerously_without: Guarantees to switch off, for the runs that prove that each is needed.
@@ -81,6 +84,7 @@ class Settings(BaseModel):
     claim_store: str | None = None
     claim_above: int = Field(default=64 * 1024, ge=0)
     claim_retention: timedelta = timedelta(days=30)
+    shutdown_grace: timedelta = timedelta(seconds=10)
     code_version: str = ""
     topology_check: Literal["refuse", "warn"] = "refuse"
     dangerously_without: frozenset[Guarantee] = frozenset()

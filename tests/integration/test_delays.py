@@ -202,10 +202,10 @@ def test_what_has_expired_is_a_letter(open_shop: Bench) -> None:
 
 @pytest.mark.one_broker
 def test_what_has_expired_is_dropped_if_its_task_says_so(open_shop: Bench) -> None:
-    """It is recorded and logged, and no letter is written."""
+    """It is cancelled for all its copies and logged, and no letter is written."""
     open_shop.call("m.drops_expired.apply_async(('dropped',), task_id='dropped', expires=-60)")
     open_shop.wait_for(lambda: "dropped, as its task says" in open_shop.log(), "it is logged")
-    open_shop.wait_for(lambda: row(open_shop, "dropped") == "done", "it is settled")
+    open_shop.wait_for(lambda: row(open_shop, "dropped") == "cancelled", "it is settled")
     assert [each["id"] for each, _ in open_shop.letters() if each["id"] == "dropped"] == []
     assert open_shop.runs()["dropped"] == 0
 

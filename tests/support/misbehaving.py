@@ -29,6 +29,8 @@ runs = Table("runs", metadata, Column("id", Integer, primary_key=True), Column("
 effects = Table("effects", metadata, Column("id", Integer, primary_key=True), Column("label", String(64)))
 
 app = Celery("misbehaving")
+if "TEST_FAILOVER" in os.environ:
+    app.conf.broker_failover_strategy = os.environ["TEST_FAILOVER"]
 runtime = unlost.install(app, topology=os.environ["TEST_TOPOLOGY"])
 if "TEST_CONFIG" in os.environ:
     app.config_from_object(json.loads(os.environ["TEST_CONFIG"]))
@@ -163,6 +165,13 @@ def too_slow(self: Any, label: str) -> None:
     time.sleep(60)
 
 
+@task(name="t.soft", soft_time_limit=1, retry=TWICE)
+def soft(self: Any, label: str) -> None:
+    """Run into the soft time limit, every time."""
+    note(label)
+    time.sleep(60)
+
+
 class Parcel(BaseModel):
     """A payload."""
 
@@ -234,6 +243,24 @@ def waits(self: Any, label: str) -> None:
     wait_until(lambda: count("release"), timedelta(seconds=60), "it is released")
 
 
+@task(name="t.waits_then_commits")
+def waits_then_commits(self: Any, label: str) -> None:
+    """Keep a slot until somebody leaves the trace ``release``, and then have an effect."""
+    note(label)
+    wait_until(lambda: count("release"), timedelta(seconds=60), "it is released")
+    with self.unit_of_work() as work:
+        work.connection.execute(insert(effects).values(label=label))
+
+
+@task(name="t.naps")
+def naps(self: Any, label: str, seconds: float) -> None:
+    """Take some time, and then have an effect."""
+    note(label)
+    time.sleep(seconds)
+    with self.unit_of_work() as work:
+        work.connection.execute(insert(effects).values(label=label))
+
+
 @task(name="t.holds_work")
 def holds_work(self: Any, label: str) -> None:
     """Have an effect whose transaction stays open for a minute."""
@@ -282,6 +309,21 @@ def replaces(self: Any, label: str) -> None:
     """Put another task in this one's place."""
     note(label)
     raise self.replace(effect.si(f"{label}-replacement"))
+
+
+@task(name="t.replaces_itself")
+def replaces_itself(self: Any, label: str) -> str:
+    """Put the same task in this one's place, once."""
+    if note(label) == 1:
+        raise self.replace(self.si(label))
+    return "second"
+
+
+@task(name="t.retries_late", retry=unlost.RetryPolicy(wait=wait_fixed(60), stop=stop_after_attempt(2)))
+def retries_late(self: Any, label: str) -> None:
+    """Fail, and be tried again in a minute."""
+    note(label)
+    raise RuntimeError("later")
 
 
 @task(name="t.ignores")

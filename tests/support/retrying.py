@@ -61,6 +61,5 @@ def note(request: Any, number: int, attempt: int, now: float, after_ms: int) -> 
 class Retries:
     """The chaos kit's view of the app; the run keeps its own records."""
 
-
     def value_of(self, *_: Any) -> None:
         """Nothing is promised here."""

@@ -25,6 +25,7 @@ from unlost.core.settlement import (
     decided_dead,
     decided_waiting,
     released,
+    spread_of,
 )
 
 NOW = 1000.0
@@ -238,6 +239,21 @@ def test_poison_is_decided_dead(crashes: int, lost: int) -> None:
 def test_one_less_than_poison_runs(crashes: int, lost: int) -> None:
     """The limit itself is the first that is not run."""
     assert isinstance(arrive(leased(holder=None, crashes=crashes, lost=lost)), Run)
+
+
+def test_only_a_takeover_is_to_be_spread() -> None:
+    """An expired lease is another's; an ended one, a retry and a first delivery are nobody's."""
+    assert arrive(leased(), holder_gone=True) == Run(
+        run(arrive(leased(), holder_gone=True)), is_takeover=True
+    )
+    for row in (None, leased(holder=None), waiting(sent=True)):
+        assert arrive(row, SECOND) == Run(run(arrive(row, SECOND)), is_takeover=False)
+
+
+def test_takeovers_spread_ever_wider_and_at_most_over_a_minute() -> None:
+    """Each loss doubles the time, to a minute."""
+    spreads = [spread_of(leased(lost=lost)) for lost in (1, 2, 5, 6, 20)]
+    assert spreads == [timedelta(seconds=seconds) for seconds in (2, 4, 32, 60, 60)]
 
 
 def test_the_last_takeover_poisons() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from enum import StrEnum
 from typing import Any
 
@@ -66,6 +67,7 @@ def verify(
     """
     expanded = expand(topology, management.version())
     looks = [*_members(expanded, management), *_effect(expanded, management)]
+    looks.append(_timeouts(topology, expanded))
     for what, look in (
         ("alarms", _alarms),
         ("feature flags", _flags),
@@ -114,6 +116,20 @@ def _problems_of_members(name: str, status: QueueStatus | None) -> Iterator[str]
 def _effect(expanded: Expanded, management: Management) -> Iterator[Look]:
     problems = list(not_in_effect(expanded, management))
     yield _look("effective policies", problems, "every policy is in effect as declared")
+
+
+def _timeouts(topology: Topology, expanded: Expanded) -> Look:
+    """Compare what the broker allows a delivery to take with what its slowest task may take."""
+    bad = []
+    for queue in expanded.queues:
+        declared = topology.queues.get(queue.name)
+        policy = expanded.policy_of(queue)
+        allowed = policy.definition.get("consumer-timeout") if policy else None
+        hard = declared.hard_time_limit if declared else None
+        if hard is not None and isinstance(allowed, int) and timedelta(milliseconds=allowed) <= hard:
+            took = timedelta(milliseconds=allowed)
+            bad.append(f"{queue.name!r}: a delivery may take {took}, and its slowest task {hard}")
+    return _look("consumer timeouts", bad, "no task may run for longer than its queue allows")
 
 
 def _alarms(management: Management) -> Look:

@@ -11,6 +11,7 @@ _COMMANDS = {
     "claims": ("unlost.cli.claims:claims", "Remove stored payloads that no message needs any more."),
     "demo": ("unlost.cli.demo:demo", "Kill workers and the broker under load and judge what came of it."),
     "dlq": ("unlost.cli.dlq:dlq", "See dead letters, understand them, and send them back."),
+    "doctor": ("unlost.cli.doctor:doctor", "Does this build fit its broker, its store and what waits?"),
     "idempotency": ("unlost.cli.idempotency:idempotency", "Look into the store of messages and keys."),
     "outbox": ("unlost.cli.outbox:outbox", "Publish what transactions have committed; show what is left."),
     "topology": ("unlost.cli.topology:topology", "Create exchanges, queues and policies as declared."),

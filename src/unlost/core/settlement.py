@@ -12,9 +12,10 @@ done                         any                     repeat only the dispatch of
 cancelled                    any                     superseded: ack
 leased, by this delivery     any                     run it: the answer to its acquire was lost
 leased, holder alive         any                     held: back to the delay path, uncounted
-leased, expired or dead      any                     take over: run as the later of row and delivery;
-                                                     too many crashes or takeovers, and no newer
-                                                     redrive: decide dead
+leased, expired or dead      any                     take over, at a random time, so that those that
+                                                     were lost together separate: run as the later of
+                                                     row and delivery; too many crashes or
+                                                     takeovers, and no newer redrive: decide dead
 waiting(G)                   older than G, sent      superseded: ack
 waiting(G)                   older than G, not sent  repeat the publish of G, never the body
 waiting(G)                   G or later              run it
@@ -49,6 +50,9 @@ class State(StrEnum):
     DONE = "done"
     CANCELLED = "cancelled"
 
+
+#: The longest time over which takeovers are spread.
+MOST_SPREAD = timedelta(minutes=1)
 
 #: From these no delivery goes on by itself; only such rows are ever purged.
 ENDED = (State.DONE, State.DEAD, State.CANCELLED)
@@ -97,9 +101,13 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Run the body under this lease (``row`` is to be written)."""
+    """Run the body under this lease (``row`` is to be written).
+
+    ``is_takeover`` says that the lease was another's, who did not end it.
+    """
 
     row: Row
+    is_takeover: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +171,7 @@ def admit(
         return AlreadyDone(row)
     if row.state is State.CANCELLED:
         return Superseded(row)
+    found = row
     if row.state is State.LEASED:
         if row.holder == delivery.holder:
             # A holder is made for one delivery: this is the same acquire again, whose answer was lost.
@@ -175,7 +184,15 @@ def admit(
     elif _is_decided(row, delivery.generation):
         return Superseded(row) if row.sent else Resend(row)
     generation = max(row.generation, delivery.generation)
-    return Run(_granted(row, delivery, generation, now, now_ms, lease))
+    return Run(_granted(row, delivery, generation, now, now_ms, lease), is_takeover=row.lost > found.lost)
+
+
+def spread_of(row: Row) -> timedelta:
+    """Return within which time a message that was taken over shall start again, at random.
+
+    Those that were lost together are not to be together again: then only the killer meets its end anew.
+    """
+    return min(timedelta(seconds=2 ** min(row.lost, 6)), MOST_SPREAD)
 
 
 def _is_decided(row: Row, generation: Generation) -> bool:

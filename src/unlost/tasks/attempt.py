@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from unlost.core import headers as h
@@ -37,7 +37,7 @@ class Attempt:
     it holds, and ``journalled`` says that it began a step. ``dispatched`` counts up to ``successors`` as
     links and the next task of a chain are confirmed, and ``dispatching`` says that one is under way. ``lost``
     says why the payload that the delivery refers to cannot be had. ``speaks_against`` what the task depends
-    on, if the body raised what its breaker counts.
+    on, if the body raised what its breaker counts. ``request`` is what Celery's tracer is given.
     """
 
     message: MessageId
@@ -48,6 +48,7 @@ class Attempt:
     headers: Mapping[str, Any]
     properties: Mapping[str, Any]
     body: bytes | str
+    request: Mapping[str, Any] = field(default_factory=dict)
     origin: Origin | None = None
     entered: bool = False
     crashed: bool = False

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from billiard.common import terminate_handler_fired
 from billiard.exceptions import SoftTimeLimitExceeded
-from celery.exceptions import Ignore, Reject, Retry, WorkerShutdown, WorkerTerminate
+from celery.exceptions import Ignore, Reject, Retry, TaskRevokedError, WorkerShutdown, WorkerTerminate
 from pydantic import ValidationError
 
 from unlost.core import headers as h
@@ -28,6 +28,7 @@ from unlost.core.settlement import TOO_OLD, AlreadyDone, Resend
 from unlost.errors import KeyConflict, LeaseLost, StoreError, StoreUnavailable
 from unlost.tasks.attempt import Attempt
 from unlost.tasks.crashpoints import Point
+from unlost.tasks.dependents import tell_ended
 from unlost.tasks.inprocess import since_start
 from unlost.tasks.keys import Duplicate, KeyHeld, claim
 from unlost.tasks.patience import while_store_is_down
@@ -50,7 +51,7 @@ class Fenced(Ignore):
 
 
 class RecordedFailure(Exception):
-    """An earlier delivery decided that the message is dead; raised again for the tracer."""
+    """It is decided that the message is dead; raised for the tracer, which tells who waits for it."""
 
 
 class Expired(Exception):
@@ -249,17 +250,24 @@ def _crash(runtime: Runtime, attempt: Attempt, exc: BaseException) -> NoReturn:
 
 def _fail(task: ReliableTask, runtime: Runtime, attempt: Attempt, exc: Exception) -> Exception:
     """Decide how a failed attempt ends, write it, and return what to raise to the tracer."""
+    if isinstance(exc, Expired) and task.on_expired == "drop":
+        return _drop(task, runtime, attempt, exc)
     if isinstance(exc, Ignore):
         _complete(runtime, attempt, None, quietly=failure_of(exc, "ignored"))
         ignored: Exception = exc
         return ignored
-    if isinstance(exc, Expired) and task.on_expired == "drop":
-        logger.warning("%s %s: dropped, as its task says", attempt.message, exc)
-        _complete(runtime, attempt, None, quietly=failure_of(exc, "expired"))
-        attempt.expired = True
-        dropped: Exception = Ignore(str(exc))
-        return dropped
     return decide(runtime, attempt, exc, verdict_of(task.retry_policy or runtime.retries, attempt, exc))
+
+
+def _drop(task: ReliableTask, runtime: Runtime, attempt: Attempt, exc: Expired) -> Exception:
+    """End what has expired without a letter, cancelled for all its copies, and tell who waits for it."""
+    generation, patience = attempt.row.generation, runtime.settings.settle_patience
+    while_store_is_down(lambda: runtime.ledger.cancel(attempt.message, generation), patience)
+    attempt.completed = attempt.expired = True
+    logger.warning("%s is dropped, as its task says: %s", attempt.message, exc)
+    tell_ended(task.app, attempt.request, TaskRevokedError(str(exc)))
+    dropped: Exception = Ignore(str(exc))
+    return dropped
 
 
 def decide(runtime: Runtime, attempt: Attempt, exc: Exception, verdict: TryAgain | GiveUp) -> Exception:
@@ -291,7 +299,8 @@ def _decided(runtime: Runtime, attempt: Attempt, cause: Exception, verdict: TryA
     attempt.decided = while_store_is_down(
         lambda: ledger.decide_dead(attempt.message, attempt.ended, failure=letter), patience
     )
-    return cause
+    # Celery's tracer would tell neither the chord nor the errbacks of a rejected member.
+    return RecordedFailure(f"{verdict.reason}: {cause}") if isinstance(cause, Reject) else cause
 
 
 def verdict_of(policy: RetryPolicy, attempt: Attempt, exc: Exception) -> TryAgain | GiveUp:

@@ -11,10 +11,14 @@ from functools import partial
 from typing import Any
 
 import amqp
+from celery.concurrency.prefork import TaskPool as PreforkPool
 from celery.exceptions import WorkerShutdown
 from celery.signals import worker_process_init
+from celery.worker import state
 from celery.worker.consumer import Consumer
+from celery.worker.consumer.control import Control
 from celery.worker.consumer.tasks import Tasks
+from kombu.common import ignore_errors
 
 from unlost.broker.connection import refusal_of
 from unlost.broker.unreadable import UNREADABLE, tolerant_frame_handler
@@ -24,16 +28,22 @@ from unlost.core.envelope import problem_of_headers
 from unlost.core.headers import Failure
 from unlost.core.message import Outgoing
 from unlost.core.parking import next_park
-from unlost.errors import BrokerError, InvalidMessage, TopologyError
+from unlost.errors import BrokerError, ConfigurationError, InvalidMessage, TopologyError
 from unlost.tasks.amqp import route
 from unlost.tasks.attempt import NOT_OURS_TO_REPEAT, origin_of
 from unlost.tasks.check import check_topology
+from unlost.tasks.control import recorded, recording
+from unlost.tasks.dependents import tell_failed
 from unlost.tasks.gatekeeper import Gatekeeper
 from unlost.tasks.gates import FETCHED_FROM, gates_of
+from unlost.tasks.overdue import overdue
+from unlost.tasks.patience import while_store_is_down
+from unlost.tasks.pools import ignored_by, refuse_limits
 from unlost.tasks.received import UNPACKED, raw_body_of, receive_raw
 from unlost.tasks.request import ReliableRequest
 from unlost.tasks.runtime import Runtime, runtime_of
 from unlost.tasks.settings import EXIT_CONFIGURATION
+from unlost.tasks.shutdown import SETTLING, SoftStop, give_back, leave_group, waiting
 from unlost.tasks.stranded import CHECK_EVERY, Watch
 from unlost.tasks.task import ReliableTask
 from unlost.tasks.tracer import wrap
@@ -55,22 +65,33 @@ class ReliableConsumer(Consumer):
             if isinstance(step, Tasks):
                 # Quorum queues refuse global QoS (540); our queues do not show their type to Celery.
                 step.qos_global = lambda _consumer: False
+            elif isinstance(step, Control):
+                node = step.box.node
+                node.handlers = {**node.handlers, "revoke": recording(self._runtime, node.handlers["revoke"])}
+        self._stop = SoftStop(self, self._runtime)
+        self.loop_is_over = False
         self._watch = Watch()
         self._looking: Any = None
         # In prefork the child rebuilds Celery's tracers just before this signal.
         worker_process_init.connect(self._wrap_tracers, weak=False)
+        if isinstance(self.pool, PreforkPool):
+            worker_process_init.connect(leave_group, weak=False)
 
     def connect(self) -> Any:
         """Connect, and on the first connection check that the declared topology is there."""
         try:
             connection = super().connect()
             if self.restart_count <= 0:
-                check_topology(connection, self._runtime, self.app.amqp.queues.consume_from)
+                queues = self.app.amqp.queues.consume_from
+                refuse_limits(self.pool, self.controller, self.app.tasks.values(), queues)
+                check_topology(connection, self._runtime, queues)
                 self._watch_gates()
         except TopologyError as exc:
             if self._runtime.settings.topology_check == "warn":
                 logger.warning("%s", exc)
                 return connection
+            raise _shutdown(str(exc)) from None
+        except ConfigurationError as exc:
             raise _shutdown(str(exc)) from None
         except (amqp.exceptions.AccessRefused, amqp.exceptions.NotAllowed) as exc:
             if self.restart_count > 0:
@@ -130,6 +151,60 @@ class ReliableConsumer(Consumer):
                 request.give_back("the pool has lost it: no process has accepted it")
                 self.controller._quick_release()
 
+    def on_ready(self) -> None:
+        """Take over the signals of a soft stop, which Celery has set by now, and remember what is revoked.
+
+        Deliveries come once this has returned, and whatever is revoked from here on is broadcast to us.
+        """
+        self._stop.install()
+        if self.restart_count <= 0:
+            patience = self._runtime.settings.settle_patience
+            state.revoked.update(while_store_is_down(lambda: recorded(self._runtime.ledger), patience))
+        else:
+            # What was revoked while we were away; the loop does not wait for the store.
+            self._runtime.in_background(self._catch_up)
+        super().on_ready()
+
+    def _catch_up(self) -> None:
+        self.call_soon(state.revoked.update, recorded(self._runtime.ledger))
+
+    def on_close(self) -> None:
+        """Give back what waits when the worker stops; after a lost connection the broker has done so."""
+        if self.connection:
+            self.give_back_waiting()
+            self.loop_is_over = True
+        super().on_close()
+
+    def give_back_waiting(self) -> None:
+        """Consume no more, and return what no process has accepted to the broker, uncharged and at once."""
+        if self.task_consumer:
+            ignore_errors(self, self.task_consumer.cancel)
+        count = give_back(waiting(), self.connection_errors)
+        if count:
+            logger.info("%s deliveries that were never started are with the broker again", count)
+        # Forgets them, and what the pool has not begun to write to its processes.
+        super().on_close()
+
+    def on_connection_error_after_connected(self, exc: BaseException) -> None:
+        """Reconnect, as Celery does; and say so when a delivery was held for too long."""
+        ours = [each for each in tuple(state.reserved_requests) if isinstance(each, ReliableRequest)]
+        held = [request for request in ours if not request.acknowledged]
+        for sentence in overdue(exc, held, self._runtime.topology.queues):
+            logger.error("consumer timeout: %s", sentence)
+        super().on_connection_error_after_connected(exc)
+
+    def shutdown(self) -> None:
+        """Close the connection when what is being settled in the background has been."""
+        self._runtime.wait_until_idle(SETTLING)
+        super().shutdown()
+        self._stop.leave_threads_behind()
+
+    def call_soon_ack(self, act: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Settle on the worker's loop, or at once where that has ended: a frame is written under a lock."""
+        if not self.loop_is_over:
+            return super().call_soon_ack(act, *args, **kwargs)
+        return act(*args, **kwargs)
+
     def update_strategies(self) -> None:
         """Build Celery's strategies and tracers, and settle around the tracers."""
         super().update_strategies()
@@ -149,9 +224,13 @@ class ReliableConsumer(Consumer):
         def on_task_received(message: Any) -> Any:
             if UNREADABLE in message.headers:
                 return self._dead_letter(message, "undecodable", str(message.headers[UNREADABLE]))
+            message.on_the_loop = self.call_soon_ack
+            message.queue = self._queue_of(message)
             problem = problem_of_headers(message.headers)
             if problem is not None:
                 return self._dead_letter(message, "malformed", problem)
+            if any(message.headers.get("timelimit") or ()) and ignored_by(self.pool):
+                logger.warning("%s: this pool ignores its time limit", message.headers["task"])
             if h.is_newer(message.headers):
                 return self._park(message, "newer-version", "written by a newer release of unlost")
             home = self._runtime.traffic.gate_of(message.headers["task"])
@@ -212,9 +291,13 @@ class ReliableConsumer(Consumer):
         queue = self._queue_of(message)
         logger.error("a delivery on %s is dead-lettered as %s: %s", queue, reason, text)
         letter = letter_of_raw(self._runtime, message, queue, reason, text)
-        self._runtime.in_background(self._publish_then_settle, message, letter)
+        self._runtime.in_background(
+            self._publish_then_settle, message, letter, lambda: tell_failed(self.app, message, reason, text)
+        )
 
-    def _publish_then_settle(self, message: Any, copy: Outgoing) -> None:
+    def _publish_then_settle(
+        self, message: Any, copy: Outgoing, then: Callable[[], None] = lambda: None
+    ) -> None:
         """Ack when the copy is confirmed; otherwise the delivery goes back and is tried again."""
         try:
             self._publish(copy)
@@ -222,6 +305,7 @@ class ReliableConsumer(Consumer):
             logger.exception("a letter or parked copy could not be published: its delivery is given back")
             self.call_soon_ack(message.reject_log_error, logger, self.connection_errors, True)
             return
+        then()
         self.call_soon_ack(message.ack_log_error, logger, self.connection_errors)
 
     def _publish(self, copy: Outgoing) -> None:

@@ -34,6 +34,7 @@ from unlost.topology.model import Topology
 logger = logging.getLogger(__name__)
 
 AMQP_CLASS = "unlost.tasks.amqp:ReliableAMQP"
+CONTROL_CLASS = "unlost.tasks.control:ReliableControl"
 
 
 def install(
@@ -122,9 +123,11 @@ def _claims(settings: Settings, ledger: Ledger) -> ClaimCheck | None:
 
 
 def _use_our_amqp(app: Celery) -> None:
-    """Make ``app.amqp`` ours, also where something has touched Celery's already."""
+    """Make ``app.amqp`` and ``app.control`` ours, also where something has touched Celery's already."""
     app.amqp_cls = AMQP_CLASS
-    app.__dict__.pop("amqp", None)
+    app.control_cls = CONTROL_CLASS
+    for name in ("amqp", "control"):
+        app.__dict__.pop(name, None)
 
 
 def _check_registered_tasks(app: Celery, runtime: Runtime) -> None:

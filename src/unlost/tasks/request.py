@@ -8,7 +8,7 @@ an end whose publish was confirmed (mark)   ack
 ``Ignore``                                  ack (Celery's own)
 ``Reject(requeue=True)``                    requeue (Celery's own)
 the child is dead, or hit its hard limit    see it dead, count the crash and end the lease, requeue
-the child was stopped with the worker       end the lease uncounted, requeue
+the child was stopped with the worker       end the lease uncounted, give back uncharged
 nothing: the pool has lost the job          requeue (``tasks/stranded.py``)
 anything else                               requeue: nothing that is not recorded may be acked
 ==========================================  =====================================================
@@ -29,8 +29,8 @@ from datetime import timedelta
 from typing import Any
 
 from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
-from billiard.exceptions import TimeLimitExceeded, WorkerLostError
-from celery.exceptions import Ignore, InvalidTaskError, Reject
+from billiard.exceptions import Terminated, TimeLimitExceeded, WorkerLostError
+from celery.exceptions import Ignore, InvalidTaskError, Reject, TaskRevokedError
 from celery.worker.request import Request
 from celery.worker.state import task_ready
 
@@ -40,11 +40,13 @@ from unlost.core.envelope import problem_of_body
 from unlost.errors import StoreError
 from unlost.idempotency.holder import make_holder
 from unlost.tasks.crashpoints import Point
+from unlost.tasks.dependents import tell_ended
 from unlost.tasks.gatekeeper import is_stopping
 from unlost.tasks.gates import SPEAKS_AGAINST
 from unlost.tasks.patience import while_store_is_down
 from unlost.tasks.received import raw_body_of
 from unlost.tasks.runtime import runtime_of
+from unlost.tasks.shutdown import nack_log_error
 from unlost.tasks.tracer import EXPIRED, SETTLED
 
 logger = logging.getLogger(__name__)
@@ -70,6 +72,9 @@ class ReliableRequest(Request):
         if problem is not None:
             raise InvalidTaskError(problem)
         self._runtime = runtime_of(self._app)
+        #: Seconds of the monotonic clock.
+        self.received = time.monotonic()
+        self.queue: str | None = getattr(message, "queue", None)
         self.holder = make_holder()
         self._request_dict[h.HOLDER] = self.holder
         # The same object as the body that goes to the pool: pickle sends it once.
@@ -110,7 +115,9 @@ class ReliableRequest(Request):
             self.acknowledge()
             if send_failed_event and not isinstance(exc, Ignore):
                 self.send_event("task-failed", exception=repr(exc), traceback=exc_info.traceback)
-        elif isinstance(exc, TimeLimitExceeded | WorkerLostError | SystemExit | KeyboardInterrupt):
+        elif isinstance(
+            exc, TimeLimitExceeded | WorkerLostError | SystemExit | KeyboardInterrupt | Terminated
+        ):
             self._on_crash(exc)
         elif isinstance(exc, Ignore | Reject):
             if getattr(exc_info, EXPIRED, False):
@@ -150,20 +157,24 @@ class ReliableRequest(Request):
         self._already_revoked = True
         logger.warning("%s: %s", self.humaninfo(), reason)
         self.send_event("task-revoked", terminated=None, signum=None, expired=False)
-        self._runtime.in_background(self._cancel)
+        self._runtime.in_background(self._cancel, reason)
 
-    def _cancel(self) -> None:
+    def _cancel(self, reason: str) -> None:
         headers = self._message.headers
         message, generation = h.message_id_of(headers), h.generation_of(headers)
         ledger = self._runtime.ledger
         try:
-            while_store_is_down(
+            is_cancelled = while_store_is_down(
                 lambda: ledger.cancel(message, generation), self._runtime.settings.settle_patience
             )
         except StoreError:
             logger.exception("%s: could not be recorded as cancelled: given back", self.humaninfo())
             self._on_reject(logger, self._connection_errors, True)
             return
+        if is_cancelled:
+            args, kwargs, embed = self._payload
+            request = {**self._request_dict, **(embed or {}), "args": args, "kwargs": kwargs}
+            tell_ended(self._app, request, TaskRevokedError(reason))
         self._on_ack(logger, self._connection_errors)
 
     def _on_crash(self, exc: BaseException) -> None:
@@ -175,7 +186,24 @@ class ReliableRequest(Request):
         self.acknowledged = True
         logger.error("%s: its process is gone: %s", self.humaninfo(), exc)
         kill = self.worker_pid if isinstance(exc, TimeLimitExceeded) else None
-        self._runtime.in_background(self._end_lease, kill, count=not is_stopping())
+        self._runtime.in_background(self._end_lease, kill, count=not self._is_stopped())
+
+    def abandon(self) -> None:
+        """Let go of what still runs in a process that is about to exit: its commit will find no lease."""
+        task_ready(self)
+        self._runtime.leases.drop(self.holder)
+        if not self.acknowledged:
+            self.acknowledged = True
+            logger.warning("%s: still runs when its worker exits", self.humaninfo())
+            self._runtime.in_background(self._end_lease, None, count=False)
+
+    def _announce_cancelled(self, **_emit_retry: bool) -> None:
+        """Note that the worker's stop ends it; it is settled when its process is seen dead."""
+        self._already_cancelled = True
+        self.send_event("task-cancelled")
+
+    def _is_stopped(self) -> bool:
+        return bool(self._already_cancelled) or is_stopping()
 
     def _end_lease(self, kill: int | None, *, count: bool) -> None:
         """See the child dead, end its lease, and only then give the delivery back."""
@@ -188,7 +216,10 @@ class ReliableRequest(Request):
         except StoreError:
             logger.exception("%s: its lease could not be ended and will expire", self.humaninfo())
         finally:
-            self._on_reject(logger, self._connection_errors, True)
+            if count:
+                self._on_reject(logger, self._connection_errors, True)
+            else:
+                self._message.on_the_loop(nack_log_error, self._message, self._connection_errors)
 
 
 def _translate_foreign_times(message: Any, options: dict[str, Any]) -> None:
@@ -231,7 +262,7 @@ def kill_and_watch(pid: int) -> None:
     The parent hears of a hard time limit while the child still runs its body.
     """
     deadline = time.monotonic() + DEATH_WATCH.total_seconds()
-    with suppress(ChildProcessError):
+    with suppress(ChildProcessError, OverflowError):
         # Refused for what is no child of ours: a greenlet's number, or a pid that was reaped and given away.
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
         os.kill(pid, signal.SIGKILL)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from celery import Celery
@@ -65,6 +66,7 @@ class Runtime:
     _helper: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(HELPERS, thread_name_prefix="unlost-settle")
     )
+    _in_background: set[Future[object]] = field(default_factory=set)
 
     @property
     def outbox(self) -> TaskOutbox:
@@ -95,7 +97,19 @@ class Runtime:
 
     def in_background(self, act: Callable[..., object], *args: Any, **kwargs: Any) -> None:
         """Run what may block (publishes, store writes) for the worker's parent, off its main loop."""
-        self._helper.submit(act, *args, **kwargs).add_done_callback(_log_failure)
+        future = self._helper.submit(act, *args, **kwargs)
+        self._in_background.add(future)
+        future.add_done_callback(self._in_background.discard)
+        future.add_done_callback(_log_failure)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is being done in the background."""
+        return not self._in_background
+
+    def wait_until_idle(self, patience: timedelta) -> None:
+        """Wait until what is done in the background has ended, or for so long."""
+        wait(self._in_background.copy(), patience.total_seconds())
 
 
 def _log_failure(future: Future[Any]) -> None:

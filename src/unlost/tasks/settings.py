@@ -19,7 +19,6 @@ POOL_PATIENCE = timedelta(seconds=10)
 #: A worker whose connection is dead, but was never closed, notices within 20 to 30 s; Celery's default takes
 #: minutes.
 HEARTBEAT = timedelta(seconds=10)
-SOFT_SHUTDOWN = timedelta(seconds=10)
 
 #: Settings whose other values contradict a guarantee: name → (the value we need, why).
 REQUIRED: dict[str, tuple[Any, str]] = {
@@ -67,8 +66,8 @@ def celery_settings(topology: Topology, settings: Settings) -> dict[str, Any]:
         "event_serializer": "json",
         "worker_prefetch_multiplier": 1,
         "worker_detect_quorum_queues": False,
-        "worker_soft_shutdown_timeout": SOFT_SHUTDOWN.total_seconds(),
         "broker_heartbeat": HEARTBEAT.total_seconds(),
+        "worker_soft_shutdown_timeout": settings.shutdown_grace.total_seconds(),
         "broker_connection_retry": True,
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from celery import Task
@@ -18,9 +19,10 @@ from tenacity.wait import wait_base
 from unlost.core.breaker import Breaker
 from unlost.core.limits import Limit
 from unlost.core.retry import RetryPolicy
+from unlost.core.standing import Standing
 from unlost.core.uniqueness import OnConflict, Unique
 from unlost.errors import ConfigurationError, RetryLater
-from unlost.tasks import journal
+from unlost.tasks import journal, standing
 from unlost.tasks import unique as uniqueness
 from unlost.tasks.attempt import Attempt
 from unlost.tasks.body import Spent, perform
@@ -30,7 +32,7 @@ from unlost.tasks.inprocess import retrying, since_start
 from unlost.tasks.journal import token_of
 from unlost.tasks.keys import Key, OnDuplicate, refuse_reuse
 from unlost.tasks.patience import OnStoreDown
-from unlost.tasks.results import encode_result
+from unlost.tasks.results import decode_result, encode_result
 from unlost.tasks.runtime import Runtime, has_runtime, runtime_of
 from unlost.tasks.template import can_fill_in
 from unlost.tasks.work import UnitOfWork
@@ -70,7 +72,8 @@ class ReliableTask(Task):
         breaker: When its queue pauses because what the task depends on fails.
         limit: How fast its messages may start, in all workers together.
         on_expired: What becomes of a message that is past its ``expires``: a ``letter`` with the reason
-            ``expired``, or ``drop`` it, which is logged and sent as Celery's event ``task-revoked``.
+            ``expired``, or ``drop`` it: its outcome is ``cancelled``, which is logged and sent as Celery's
+            event ``task-revoked``.
     """
 
     abstract = True
@@ -269,6 +272,33 @@ class ReliableTask(Task):
             max_problems=max_problems,
         )
 
+    def outcome(self, task_id: str) -> Standing:
+        """Return where one of this task's messages stands, as the store knows it; no result backend is asked.
+
+        Args:
+            task_id: What ``delay`` returned the ``id`` of.
+
+        Raises:
+            StoreUnavailable: The store cannot be asked, so nothing can be told.
+        """
+        return standing.outcome_of(
+            self._runtime.ledger, self.name, task_id, partial(decode_result, self._runtime)
+        )
+
+    def cancel(self, task_id: str) -> bool:
+        """Cancel one of this task's messages, for all its copies and attempts, wherever they are now.
+
+        No worker needs to run: it is written to the store, and whoever meets the message acks it unrun. A
+        body that runs already goes on, and can no longer commit.
+
+        Returns:
+            Whether it is cancelled; false if it was done before.
+
+        Raises:
+            StoreUnavailable: The store cannot be asked; it may or may not be cancelled.
+        """
+        return standing.cancel(self._runtime.ledger, self.name, task_id)
+
     def dump_payload(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """Return the arguments as the validated payload's fields.
 
@@ -421,7 +451,7 @@ def refuse_unsafe(task: type[ReliableTask], runtime: Runtime) -> None:
 
     Raises:
         TopologyError: Its queue is not declared.
-        ConfigurationError: It acks early or settles in another way than ours.
+        ConfigurationError: It acks early or settles in another way than ours, or may run for too long.
     """
     if task.queue is not None:
         runtime.topology.work_queue(task.queue)
@@ -434,6 +464,7 @@ def refuse_unsafe(task: type[ReliableTask], runtime: Runtime) -> None:
     _refuse_unknown_key(task, "key")
     _refuse_unknown_key(task, "unique_by")
     uniqueness.refuse_contradictions(task, runtime)
+    _refuse_slow(task, runtime)
     if "late_ack" in runtime.settings.dangerously_without:
         return
     for name in ("acks_late", "acks_on_failure", "reject_on_worker_lost", "Request"):
@@ -450,6 +481,19 @@ def _refuse_celerys_rate_limit(task: type[ReliableTask]) -> None:
         raise ConfigurationError(
             f"task {task.name}: rate_limit={task.rate_limit!r} would hold messages in the memory of each "
             "worker, and counts for that worker alone: use limit=unlost.Limit(name=..., rate=..., per=...)"
+        )
+
+
+def _refuse_slow(task: type[ReliableTask], runtime: Runtime) -> None:
+    """Refuse a task that may run for longer than the broker leaves a delivery with a worker."""
+    queues = runtime.topology.queues
+    name = task.queue or next(iter(queues))
+    timeout = queues[name].consumer_timeout
+    if task.time_limit and timeout and timedelta(seconds=task.time_limit) >= timeout:
+        raise ConfigurationError(
+            f"task {task.name}: time_limit={task.time_limit} is not below the consumer timeout of its queue "
+            f"{name!r}, {timeout}: the broker would take the delivery back while it runs. Raise "
+            "consumer_timeout in the topology, or lower the limit."
         )
 
 

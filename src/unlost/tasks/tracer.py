@@ -16,7 +16,7 @@ from typing import Any
 from billiard.einfo import ExceptionInfo
 from celery import states
 from celery.app.trace import TraceInfo, trace_ok_t
-from celery.exceptions import Ignore, Reject
+from celery.exceptions import Ignore, Reject, TaskRevokedError
 from celery.utils.serialization import get_pickleable_exception
 from tenacity import Retrying, before_sleep_log, retry_if_exception_type, stop_after_delay, wait_exponential
 
@@ -35,8 +35,10 @@ from unlost.core.settlement import (
     Limits,
     Resend,
     Row,
+    Run,
     State,
     Superseded,
+    spread_of,
 )
 from unlost.errors import BrokerError, ClaimLost, ConfigurationError, LeaseLost, StoreError, StoreUnavailable
 from unlost.idempotency.memory import Unrecorded
@@ -46,6 +48,7 @@ from unlost.tasks.attempt import Attempt, NotYet, origin_of, outgoing
 from unlost.tasks.body import decide, verdict_of
 from unlost.tasks.claims import redeem
 from unlost.tasks.crashpoints import Point
+from unlost.tasks.dependents import tell_ended
 from unlost.tasks.gates import SPEAKS_AGAINST
 from unlost.tasks.patience import while_store_is_down
 from unlost.tasks.runtime import Runtime
@@ -117,6 +120,7 @@ def _arrive(task: ReliableTask, runtime: Runtime, request: dict[str, Any]) -> At
         headers=headers,
         properties=properties,
         body=body,
+        request=request,
         origin=origin_of(request.get("delivery_info"), runtime.settings.code_version),
         successors=_successors(request),
         has_chord=bool(request.get("chord")),
@@ -167,12 +171,17 @@ def _settle(task: ReliableTask, runtime: Runtime, attempt: Attempt, trace: Calla
     if isinstance(admission, Held):
         return _hold(runtime, attempt, timedelta(seconds=admission.remaining))
     if isinstance(admission, Superseded):
+        if admission.row.state is State.CANCELLED:
+            tell_ended(task.app, attempt.request, TaskRevokedError("cancelled"))
         return _ignored(f"{attempt.message} is carried on by another copy")
     if isinstance(admission, Resend):
         attempt.decided = admission.row
         if admission.row.state is State.WAITING:
             return _publish_decision(runtime, attempt, _ignored("retry published again"))
+    if isinstance(admission, Run) and admission.is_takeover:
+        return _spread(runtime, attempt)
     if attempt.lost is not None:
+        tell_ended(task.app, attempt.request, attempt.lost)
         return _without_payload(runtime, attempt, attempt.lost)
     token = runtime.attempt.set(attempt)
     try:
@@ -284,6 +293,17 @@ def _hold(runtime: Runtime, attempt: Attempt, remaining: timedelta) -> Any:
     backoff = timedelta(seconds=2 ** min(holds if isinstance(holds, int) else 0, 9))
     wait = min(max(remaining, backoff), runtime.settings.hold) * random.uniform(1.0, 1.2)  # noqa: S311
     due = datetime.now(UTC) + wait
+    return _put_back(runtime, attempt, h.held(attempt.headers, due), due)
+
+
+def _spread(runtime: Runtime, attempt: Attempt) -> Any:
+    """Give up the lease that was taken over, and come back at a random time, uncounted."""
+    try:
+        runtime.ledger.release(attempt.row.holder or "")
+    except StoreUnavailable as exc:
+        # It then expires, and the next takeover comes later.
+        logger.warning("%s: its lease was not released and will expire: %s", attempt.message, exc)
+    due = datetime.now(UTC) + spread_of(attempt.row) * random.random()  # noqa: S311
     return _put_back(runtime, attempt, h.held(attempt.headers, due), due)
 
 

@@ -1,0 +1,192 @@
+"""Stopping a worker: what waits goes back at once and uncharged, what runs gets its time, and no more.
+
+Celery's soft stop sleeps in the signal's handler for the whole grace, with no ack and no heartbeat in the
+meantime, and keeps what it has prefetched until its end. Ours runs on the worker's loop:
+
+=================  ====================================================================================
+signal             what follows
+=================  ====================================================================================
+SIGTERM            warm: what waits goes back, what runs ends in its own time
+SIGQUIT            soft: as above, for ``shutdown_grace``; then running bodies are signalled, a moment later
+                   killed; their leases end uncounted, and their deliveries go back
+=================  ====================================================================================
+
+``basic.nack`` is what RabbitMQ does not count from 4.3 on. Before, every way back counts the same.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from amqp import spec
+from billiard.common import REMAP_SIGTERM
+from celery import platforms
+from celery.concurrency.prefork import TaskPool as PreforkPool
+from celery.platforms import EX_OK
+from celery.worker import state
+
+if TYPE_CHECKING:
+    from unlost.tasks.consumer import ReliableConsumer
+    from unlost.tasks.runtime import Runtime
+
+logger = logging.getLogger(__name__)
+
+#: How long a body that is told to end may take to unwind before it is killed.
+UNWINDING = timedelta(seconds=2)
+
+#: How long to wait, after that, for the leases of what was stopped to be ended.
+SETTLING = timedelta(seconds=3)
+
+TICK = timedelta(milliseconds=100)
+
+
+def nack_log_error(message: Any, errors: tuple[type[Exception], ...]) -> None:
+    """Give a delivery back uncharged, or say why not: a connection that is gone gives all back."""
+    try:
+        # py-amqp has no method for it; the last two are "multiple" and "requeue".
+        message.channel.send_method(spec.Basic.Nack, "Lbb", (message.delivery_tag, False, True))
+    except errors as exc:
+        logger.warning("could not give back delivery %s: %r", message.delivery_tag, exc)
+    else:
+        message._state = "REQUEUED"
+
+
+def give_back(requests: Iterable[Any], errors: tuple[type[Exception], ...]) -> int:
+    """Give back deliveries that were never started, oldest first, and return how many.
+
+    One that a process has begun in this very moment runs all the same: the ledger lets one of the two run.
+    """
+    unsettled = [request for request in requests if not request.acknowledged]
+    for request in sorted(unsettled, key=lambda request: int(request.message.delivery_tag)):
+        request.acknowledged = True
+        nack_log_error(request.message, errors)
+    return len(unsettled)
+
+
+def waiting() -> list[Any]:
+    """Return the requests of this worker that no process has accepted."""
+    known = {*state.reserved_requests, *state.scheduled_requests}
+    return [request for request in known if request not in state.active_requests]
+
+
+def leave_group(**_signal: Any) -> None:
+    """Take this child out of the worker's process group, so that a signal to the group is the parent's.
+
+    A supervisor's SIGTERM to the whole group would end the tasks that are to be given their time.
+    """
+    os.setpgid(0, 0)
+
+
+@runtime_checkable
+class _Leased(Protocol):
+    def abandon(self) -> None:
+        """Let go of what still runs."""
+
+
+class SoftStop:
+    """Stops a worker when its tasks have ended or the grace is over, whichever comes first.
+
+    Args:
+        consumer: Whose worker.
+        runtime: For the grace, and for what is being settled in the background.
+    """
+
+    def __init__(self, consumer: ReliableConsumer, runtime: Runtime) -> None:
+        self._consumer = consumer
+        self._runtime = runtime
+        self._grace = runtime.settings.shutdown_grace
+        self._began = False
+        self._is_late = False
+        self._left: list[Any] = []
+
+    def install(self) -> None:
+        """Take Celery's place as handler of SIGQUIT (and of SIGTERM, where that was remapped)."""
+        if threading.current_thread() is threading.main_thread():
+            for name in ("SIGQUIT", *(["SIGTERM"] if REMAP_SIGTERM == "SIGQUIT" else [])):
+                platforms.signals[name] = self._on_signal
+
+    def leave_threads_behind(self) -> None:
+        """Exit past threads whose bodies nobody can end; what they have not committed is rolled back."""
+        if self._left:
+            logging.shutdown()
+            os._exit(EX_OK)
+
+    def _on_signal(self, *_frame: Any) -> None:
+        # Nothing is written here: the loop may be in the middle of a frame.
+        if self._began:
+            # Asked twice: now.
+            self._grace = timedelta(0)
+            return
+        self._began = True
+        if self._consumer.loop_is_over:
+            # A warm stop waits for its tasks, and is to wait no longer.
+            self._is_late = True
+            self._later(self._begin)
+        else:
+            self._consumer.call_soon(self._begin)
+
+    def _begin(self) -> None:
+        logger.warning("stopping: running tasks have %s to end", self._grace)
+        if not self._is_late:
+            self._consumer.give_back_waiting()
+        self._wait(time.monotonic(), lambda: self._grace, self._end_running)
+
+    def _end_running(self, *, in_time: bool) -> None:
+        if in_time:
+            state.should_stop = EX_OK
+            return
+        running = _running()
+        for request in running:
+            logger.warning("%s: its grace is over", request.humaninfo())
+        if isinstance(self._consumer.pool, PreforkPool):
+            self._signal(signal.SIGTERM, running)
+            self._wait(time.monotonic(), lambda: UNWINDING, self._kill_running)
+            return
+        self._left = running
+        for request in running:
+            # A plain task has no lease; its delivery goes back with the connection.
+            if isinstance(request, _Leased):
+                request.abandon()
+        self._wait(time.monotonic(), lambda: SETTLING, self._exit)
+
+    def _kill_running(self, *, in_time: bool) -> None:
+        if not in_time:
+            self._signal(signal.SIGKILL, _running())
+        self._wait(time.monotonic(), lambda: SETTLING, self._exit)
+
+    def _signal(self, number: int, requests: Iterable[Any]) -> None:
+        for request in requests:
+            request.cancel(self._consumer.pool, signal=number, emit_retry=False)
+
+    def _exit(self, **_in_time: bool) -> None:
+        if self._is_late:
+            self.leave_threads_behind()
+        state.should_terminate = EX_OK
+
+    def _wait(self, since: float, patience: Callable[[], timedelta], then: Callable[..., None]) -> None:
+        """Look again and again, on the worker's loop, until all is settled or too late."""
+        in_time = not _running() and self._runtime.is_idle
+        if in_time or time.monotonic() - since >= patience().total_seconds():
+            then(in_time=in_time)
+        else:
+            self._later(self._wait, since, patience, then)
+
+    def _later(self, act: Callable[..., None], *args: Any) -> None:
+        if not self._is_late:
+            self._consumer.timer.call_after(TICK.total_seconds(), act, args)
+            return
+        timer = threading.Timer(TICK.total_seconds(), act, args)
+        timer.daemon = True
+        timer.start()
+
+
+def _running() -> list[Any]:
+    """Return what runs and is not settled."""
+    return [request for request in tuple(state.active_requests) if not request.acknowledged]
