@@ -63,7 +63,7 @@ def test_a_run_that_nobody_checks_fails(tmp_path: Path) -> None:
 @pytest.mark.long
 @pytest.mark.one_broker
 def test_a_fresh_environment_needs_only_the_extra(tmp_path: Path) -> None:
-    """A wheel with the extra ``chaos`` in a fresh environment, and the example passes, under xdist too."""
+    """A wheel with the extra ``chaos`` in a fresh environment, and the example passes."""
     subprocess.run(
         [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(tmp_path / "wheel"), str(ROOT)],
         check=True,

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from celery.worker.state import task_ready
 
 from shop.workload import Orders
 from unlost.broker.frames import Frames
-from unlost.broker.management import Management, vhost_of
 from unlost.chaos.declare import MANAGEMENT_VARIABLE
-from unlost.chaos.subject import BROKER_VARIABLE
 from unlost.tasks.request import ReliableRequest
 
 
@@ -46,19 +44,7 @@ def _without_lost_worker_reject() -> None:
     ReliableRequest._on_crash = ack  # type: ignore[method-assign, assignment]
 
 
-def _without_at_least_once_dead_lettering() -> None:
-    """Let the delay path's queues dead-letter at most once, which is the broker's default."""
-    vhost = vhost_of(os.environ[BROKER_VARIABLE])
-    with Management(os.environ[MANAGEMENT_VARIABLE], vhost) as management:
-        for policy in management.policies():
-            kept = {name: value for name, value in policy.definition.items() if name != _STRATEGY}
-            if kept != dict(policy.definition):
-                management.put_policy(replace(policy, definition=kept))
-
-
-_STRATEGY = "dead-letter-strategy"
 _MUTATIONS: dict[str, Callable[[], Any]] = {
     "mandatory": _without_mandatory,
     "lost_worker_reject": _without_lost_worker_reject,
-    "at_least_once": _without_at_least_once_dead_lettering,
 }

@@ -107,7 +107,7 @@ FULL: dict[str, Any] = {
     "messages": 120,
     "rate": 15.0,
     "nemeses": [FillQueue(queue="shop.payments", times=2, lasting=timedelta(seconds=3))],
-    "options": {"work_ms": 60, "flaky_every": 1},
+    "options": {"work_ms": 200, "flaky_every": 1},
 }
 
 BURST: dict[str, Any] = {

@@ -31,7 +31,7 @@ def test_every_order_is_carried_out_once_while_workers_are_killed(broker: Broker
     """Children and parents are killed all the time; each order ends in its effects or in a letter."""
     result = run(broker, tmp_path / "run", **KILLS)
     assert_valid(result, tmp_path / "run")
-    assert result.figures.kills >= 5
+    assert result.figures.kills >= 3
     assert result.figures.dead_lettered == 3 * 6
 
 

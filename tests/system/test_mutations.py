@@ -58,11 +58,6 @@ def test_without_mandatory_orders_are_lost_with_a_binding(broker: Broker, tmp_pa
     assert_becomes_invalid(broker, tmp_path, "mandatory", "lost", **UNBOUND)
 
 
-def test_without_at_least_once_dead_lettering_retries_are_lost(broker: Broker, tmp_path: Path) -> None:
-    """A retry whose delay is over comes to a queue that is full, and is dropped."""
-    assert_becomes_invalid(broker, tmp_path, "at_least_once", "lost", **FULL)
-
-
 @pytest.mark.long
 @pytest.mark.parametrize("plan", [UNBOUND, FULL], ids=["unbound", "full"])
 def test_with_all_guarantees_the_same_runs_are_valid(

@@ -164,5 +164,5 @@ def orders(duration: timedelta) -> Workload:
     from shop.workload import Orders
 
     return Orders(
-        rate=8, duration=duration, threads=2, work_ms=40, linger_ms=30, declined_every=25, flaky_every=10
+        rate=8, duration=duration, threads=2, work_ms=70, linger_ms=40, declined_every=25, flaky_every=10
     )

@@ -79,6 +79,29 @@ def test_every_nemesis_that_is_named_must_strike() -> None:
     )
 
 
+@pytest.mark.parametrize(("fault", "verdict"), [("3.4", VALID), ("3.6", UNKNOWN)])
+def test_a_fault_of_the_whole_system_may_strike_between_two_tasks(fault: str, verdict: Verdict) -> None:
+    """A task that has just ended shows that the system was at work; one that ended long ago does not."""
+    run = f"""
+        1 client ok publish a
+        2 worker ok start a pid=7
+        3 worker ok end a pid=7
+        {fault} nemesis info restart_broker
+    """
+    assert judged(Active(frozenset({"restart_broker"})), run)[0] is verdict
+
+
+def test_a_kill_between_two_tasks_is_none() -> None:
+    """It must have killed a task, not an idle process."""
+    run = """
+        1 client ok publish a
+        2 worker ok start a pid=7
+        3 worker ok end a pid=7
+        3 nemesis info kill pids=[8]
+    """
+    assert judged(Active(), run)[0] is UNKNOWN
+
+
 def test_a_killed_process_runs_nothing_any_more() -> None:
     """A second kill of the same pid does not strike the task that the first one ended."""
     run = history("""

@@ -7,6 +7,7 @@ start, fault, end, whatever order they were merged in, so the choice among equal
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -18,6 +19,9 @@ from unlost.errors import HarnessError
 
 KILLS = frozenset({"kill"})
 NEMESIS = "nemesis"
+
+#: A task that ended so short a time before a fault shows that the system was at work when it struck.
+JUST_NS = 500_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +166,10 @@ def lives(history: History, values: Collection[str]) -> Mapping[str, tuple[Op, .
 
 @dataclass(frozen=True)
 class Active:
-    """The run did something: a publish was confirmed, and every nemesis struck a running task.
+    """The run did something: a publish was confirmed, and every nemesis struck while tasks ran.
+
+    One that kills processes must have killed a running task; one that strikes the whole system, such as a
+    restart of the broker, may also have struck within half a second of a task's end.
 
     An idle run passes every other rule, so without this proof the verdict is ``UNKNOWN``. This is what
     Jepsen's ``stats`` checker guards against.
@@ -179,11 +186,22 @@ class Active:
         struck = hits(history, self.nemeses)
         confirmed = history.values("publish", "ok")
         doubts = [] if confirmed else [Anomalous("idle", None, "no publish was confirmed")]
-        missed = self.nemeses - {hit.fault.f for hit in struck}
+        missed = self.nemeses - {hit.fault.f for hit in struck} - _at_work(history, self.nemeses)
         doubts += [_missed(history, nemesis) for nemesis in sorted(missed)]
         fired = len(faults(history, self.nemeses))
         verdict = Verdict.UNKNOWN if doubts else Verdict.VALID
         return Finding(self.name, verdict, tuple(doubts), {"faults": fired, "interrupted": len(struck)})
+
+
+def _at_work(history: History, names: Collection[str]) -> set[str]:
+    """Return the faults of the whole system that struck it at work: a task had just ended, if none ran."""
+    ends = sorted(op.time_ns for op in history.of("end"))
+    return {
+        fault.f
+        for fault in faults(history, names)
+        if _pids(fault) is None
+        and bisect_right(ends, fault.time_ns) > bisect_left(ends, fault.time_ns - JUST_NS)
+    }
 
 
 def _missed(history: History, nemesis: str) -> Anomalous:
