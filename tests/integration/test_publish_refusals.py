@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import amqp
 import pytest
 from celery import Celery
 from kombu.exceptions import EncodeError, OperationalError
@@ -14,11 +15,12 @@ from pydantic import BaseModel, ValidationError
 
 import unlost
 from tests.support.apps import OTHER, WORK, close, declare, reliable_app, shop
-from tests.support.publishing import drained
+from tests.support.publishing import PATIENCE, drained
 from tests.support.raw_amqp import open_channel
 from unlost import errors
 from unlost.broker.management import Management
 from unlost.testing.brokers import Vhost
+from unlost.testing.waiting import wait_until
 from unlost.topology.objects import Policy
 
 pytestmark = pytest.mark.one_broker
@@ -54,6 +56,15 @@ class Note(unlost.ReliableTask):
         """Never run."""
 
 
+def refuses(channel: amqp.Channel, queue: str) -> bool:
+    """Whether a queue refuses one more message; its limit is soft, so it takes one or a few more."""
+    try:
+        channel.basic_publish_confirm(amqp.Message("filler"), "", queue, timeout=10)
+    except amqp.exceptions.MessageNacked:
+        return True
+    return False
+
+
 @pytest.fixture
 def app(vhost: Vhost, tmp_path: Path) -> Iterator[Celery]:
     """Make an app with a queue that is full and one that was deleted behind its back."""
@@ -67,11 +78,12 @@ def app(vhost: Vhost, tmp_path: Path) -> Iterator[Celery]:
             pattern=f"^{FULL}$",
             apply_to="queues",
             priority=100,
-            definition={"max-length": 0, "overflow": "reject-publish"},
+            definition={"max-length": 1, "overflow": "reject-publish"},
         )
         management.put_policy(full)
     with open_channel(vhost.amqp_url) as channel:
         channel.queue_delete(GONE)
+        wait_until(lambda: refuses(channel, FULL), PATIENCE, "the queue is full")
     made = reliable_app(vhost, tmp_path, topology, payload_limit=100_000, publish_patience=1)
     made.register_task(Pack())
     made.register_task(Note())
