@@ -18,7 +18,7 @@ from tests.support.workers import SOON, Bench, bench
 from unlost.testing.brokers import Broker
 from unlost.testing.waiting import wait_until
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 
 #: Workers that consume again within this time of the fault's end have recovered.
 RECOVERED = timedelta(seconds=10)
