@@ -300,6 +300,8 @@ def hand_made() -> dict[str, Raw]:
         "expires that is none": with_(expires="never"),
         "a newer version": with_(**{"x-unlost-v": 99}),
         "a header that is bytes": with_(**{"x-unlost-queue": b"\xff\xfe"}),
+        "a queue that is a list": with_(**{"x-unlost-queue": ["t.work"]}),
+        "a correlation id that is a table": with_(**{"x-unlost-correlation-id": {"a": 1}}),
         "an id that is no text": with_(id=b"\xff\xfe"),
         "a task that is bytes": with_(task=b"\xff\xfe"),
         "a claim that is none": with_(**{"x-unlost-claim": "nowhere"}),

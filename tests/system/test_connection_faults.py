@@ -18,7 +18,7 @@ from unlost.testing.brokers import Broker
 from unlost.testing.proxy import HoleProxy
 from unlost.testing.waiting import wait_until
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 
 #: Workers that consume again within this time of the fault's end have recovered.
 RECOVERED = timedelta(seconds=10)

@@ -17,7 +17,7 @@ from tests.support.raw_amqp import publish_all
 from tests.support.workers import Bench, bench
 from unlost.testing.brokers import Broker, Vhost
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 
 #: Parts of a run: drawn by hypothesis, mutated from real messages; the hand-made are on top.
 DRAWN = 0.4

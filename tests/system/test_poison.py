@@ -15,7 +15,7 @@ from tests.support.figures import tell
 from tests.support.workers import Bench, bench
 from unlost.testing.brokers import Broker, Vhost
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 
 #: Four processes with 52 deliveries between them.
 PREFORK = ("--concurrency=4", "--prefetch-multiplier=13")

@@ -21,7 +21,7 @@ from tests.support.workers import SOON, Bench, bench
 from unlost.testing.brokers import Broker, Vhost
 from unlost.testing.waiting import wait_until
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 
 Process = subprocess.Popen[bytes]
 

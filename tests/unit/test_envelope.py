@@ -71,6 +71,13 @@ def test_time_limits_must_end(value: Any) -> None:
     assert problem_of_headers({**GOOD, "timelimit": value}) == "header 'timelimit' is not a pair of numbers"
 
 
+@pytest.mark.parametrize("value", [[], ["t.work"], {"a": 1}, ()])
+@pytest.mark.parametrize("name", ["x-unlost-queue", "x-unlost-correlation-id", "x-unlost-whatever"])
+def test_our_headers_must_be_plain_values(name: str, value: Any) -> None:
+    """A list or table where a text or number belongs is named; a child would give it back for ever."""
+    assert problem_of_headers({**GOOD, name: value}) == f"header {name!r} is no text or number"
+
+
 @pytest.mark.parametrize("name", TIMES)
 @pytest.mark.parametrize("value", [-1, LATEST_MS + 1, 2**62])
 def test_times_must_be_before_the_end_of_time(name: str, value: int) -> None:

@@ -50,6 +50,10 @@ def problem_of_headers(headers: Any) -> str | None:
     for name in TIMES:
         if _is_integer(headers.get(name)) and not 0 <= headers[name] <= LATEST_MS:
             return f"header {name!r} is no time"
+    for name, value in headers.items():
+        if str(name).startswith(h.PREFIX) and isinstance(value, Mapping | list | tuple):
+            # Ours are texts and numbers; whoever reads one looks it up or compares it.
+            return f"header {name!r} is no text or number"
     if size_of(headers) > MAX_HEADER_BYTES:
         return f"the headers are larger than {MAX_HEADER_BYTES} bytes: no retry or letter would fit a frame"
     limits = headers.get("timelimit")

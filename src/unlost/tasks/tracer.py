@@ -156,8 +156,8 @@ def _acquire(task: ReliableTask, runtime: Runtime, delivery: Delivery) -> tuple[
 def _queue_of(task: ReliableTask, runtime: Runtime, headers: Any, request: dict[str, Any]) -> str:
     """Return the message's own queue; after a delay the routing key is the delay path's."""
     named = headers.get(h.QUEUE)
-    if named in runtime.topology.queues:
-        return str(named)
+    if isinstance(named, str) and named in runtime.topology.queues:
+        return named
     key = str((request.get("delivery_info") or {}).get("routing_key") or "").rpartition("q:")[2]
     if key in runtime.topology.queues:
         return key
