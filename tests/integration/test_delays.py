@@ -176,7 +176,7 @@ def limit_level(management: Management, level: int) -> None:
     )
     assert usual is not None
     limited = {**usual.definition, "max-length": 1}
-    management.put(replace(usual, name="full", priority=99, definition=limited))
+    management.put(replace(usual, name="full", priority=usual.priority + 1, definition=limited))
 
 
 #: Sends with five seconds' delay until it is refused; says how often it was confirmed, and the error.

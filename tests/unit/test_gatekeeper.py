@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import amqp
 import pytest
 
 from unlost.tasks.gatekeeper import Tap
@@ -20,7 +21,7 @@ class Consumer:
 
     connection_errors = (Gone,)
     channel_errors = ()
-    task_consumer = None
+    task_consumer: Any = None
 
     def __init__(self, error: Exception | None = None) -> None:
         self.error = error
@@ -68,3 +69,47 @@ def test_any_other_error_is_the_askers_alone() -> None:
     with pytest.raises(AttributeError):
         Tap(consumer).depth("q")
     assert consumer.raised == []
+
+
+class Channel:
+    """A channel that remembers what was sent on it."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[object, ...]] = []
+
+    def send_method(self, *what: object) -> None:
+        """Remember."""
+        self.sent.append(what)
+
+
+class Kept:
+    """A message that was kept for a moment."""
+
+    delivery_tag = 7
+
+    def __init__(self, channel: Channel) -> None:
+        self.channel = channel
+
+
+class TaskConsumer:
+    """What handles deliveries."""
+
+    def __init__(self, channel: Channel) -> None:
+        self.channel = channel
+        self.handled: list[Any] = []
+
+    def on_message(self, message: Any) -> None:
+        """Handle one."""
+        self.handled.append(message)
+
+
+@pytest.mark.parametrize("flows", [True, False])
+def test_kept_messages_are_handled_or_given_back(flows: bool) -> None:
+    """A nack gives back and is not counted; what came by a lost connection is the broker's again anyway."""
+    consumer, channel = Consumer(), Channel()
+    consumer.task_consumer = TaskConsumer(channel)
+    message = Kept(channel)
+    Tap(consumer).go_on([message, Kept(Channel())], flows=flows)
+    assert consumer.task_consumer.handled == ([message] if flows else [])
+    nack = (amqp.spec.Basic.Nack, "Lbb", (7, False, True))
+    assert channel.sent == ([] if flows else [nack])
