@@ -120,7 +120,10 @@ def test_what_is_confirmed_when_the_queue_vanishes_is_in_the_journal(tmp_path: P
     """An error while letters are read leaves every confirmed one recorded, so that none is sent again."""
 
     class Vanishing(World):
+        """A world whose queue is deleted."""
+
         def letters(self, most: int | None = None) -> Iterator[Held]:  # noqa: ARG002 - as a hold's
+            """Hand out some letters, and find the queue gone."""
             for outgoing in numbered(30):
                 yield Held(as_letter(outgoing))
             raise QueueMissing("it was deleted")

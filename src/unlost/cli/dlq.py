@@ -439,7 +439,9 @@ def _progress(*, quiet: bool) -> Iterator[OnProgress]:
         TextColumn("{task.fields[back]} died again"),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=quiet) as bar:
+    console = Console(stderr=True)
+    quiet = quiet or not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=quiet) as bar:
         row = bar.add_task("letters", total=None, back=0)
         yield lambda report: bar.update(row, completed=report.seen, total=report.total, back=report.came_back)
 
