@@ -388,7 +388,7 @@ def test_killed_at_every_point_it_goes_on(shop: Vhost, tmp_path: Path, back: boo
                 break
             assert done.returncode == -9, done.stderr
             deaths += 1
-    assert deaths > 5
+    assert deaths > 2
     assert done.stdout.strip() == (State.TAKEN_BACK if back else State.DONE)
     found = Counter(bodies(shop, "pay" if back else "pay.v2"))
     assert set(found) == set(range(120))
