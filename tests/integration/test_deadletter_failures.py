@@ -15,7 +15,9 @@ from tests.support.apps import WORK, declare, shop
 from tests.support.letters import LETTERS, TASK, a_letter, numbered, put
 from tests.support.publishing import drained, ids
 from tests.support.raw_amqp import open_channel
+from unlost.broker.frames import encode_properties
 from unlost.broker.management import Management
+from unlost.core import headers as h
 from unlost.core.message import Outgoing
 from unlost.deadletter import DeadLetters, Pace, Redrive, Report
 from unlost.errors import AccessRefused, QueueMissing
@@ -93,16 +95,22 @@ def test_without_the_permission_to_watch_nothing_is_sent(vhost: Vhost, url: str,
     assert len(drained(vhost, LETTERS)) == 3
 
 
-def foreign(size: int) -> Outgoing:
-    """Make a letter of another program whose headers have about this size."""
-    headers = {"x-first-death-queue": WORK, "x-last-death-queue": WORK, "blob": "x" * size}
+def large(size: int = 0) -> Outgoing:
+    """Make a letter with so many bytes of ballast in its headers."""
+    headers = {h.QUEUE: WORK, "ballast": "x" * size}
     properties = {"message_id": "large", "delivery_mode": 2}
     return Outgoing(exchange="", routing_key=LETTERS, body="x", headers=headers, properties=properties)
 
 
+def largest() -> Outgoing:
+    """Make a letter to which the broker can add its count of deliveries, and nobody what a redrive adds."""
+    frame_and_content_header = 8 + 12
+    return large(FRAME - frame_and_content_header - len(encode_properties(large())) - 60)
+
+
 def test_a_letter_that_has_grown_beyond_a_frame_stays_alone(vhost: Vhost, desk: DeadLetters) -> None:
     """A letter whose headers would not fit any more stays, with the reason; the others are sent."""
-    put(vhost.amqp_url, [*numbered(2), foreign(FRAME - 300), a_letter("m9")])
+    put(vhost.amqp_url, [*numbered(2), largest(), a_letter("m9")])
     report = desk.redrive(LETTERS, pace=Pace(canary=0), blind=True)
     assert (report.sent, sum(report.failed.values())) == (3, 1)
     assert "headers that fit into a frame" in next(iter(report.failed))
@@ -128,4 +136,4 @@ def test_a_letter_without_any_header_is_read_and_stays_without_a_target(
     assert facts == ("", "", "unknown", None, [])
     assert desk.redrive(LETTERS, blind=True).kept["no-origin"] == 1
     assert desk.redrive(LETTERS, Redrive(to=WORK), blind=True).sent == 1
-    assert bytes(drained(vhost, WORK)[0].body, "latin-1") == b"\x00"
+    assert drained(vhost, WORK)[0].body in (b"\x00", "\x00")

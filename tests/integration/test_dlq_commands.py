@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from click.testing import CliRunner, Result
 
-from tests.support.apps import declare
 from tests.support.letters import DLX, a_letter, numbered, put
 from tests.support.publishing import drained, ids
+from unlost.broker.apply import apply
+from unlost.broker.management import Management
 from unlost.cli import main
 from unlost.core.message import Outgoing
 from unlost.testing.brokers import Vhost
@@ -25,7 +27,6 @@ pytestmark = pytest.mark.one_broker
 PAGE = Path(__file__).parents[2] / "docs" / "dead-letters.md"
 WORK = "shop.payments"
 LETTERS = f"{WORK}.dlq"
-SHOP = Topology(name="shop", queues={WORK: WorkQueue()}, delay=Delay(levels=2))
 
 
 class Shell:
@@ -55,9 +56,25 @@ class Shell:
 @pytest.fixture
 def shell(vhost: Vhost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shell:
     """A vhost with a topology and a folder to work in."""
-    declare(vhost, SHOP)
+    with Management(vhost.management_url, vhost.name) as management:
+        apply(the_topology(management.version()), management)
     monkeypatch.chdir(tmp_path)
     return Shell(vhost, tmp_path)
+
+
+def the_topology(version: tuple[int, int]) -> Topology:
+    """Return an application of one work queue, and what the page declares beside it."""
+    (block,) = re.findall(r"^```yaml\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    beside = yaml.safe_load(block)
+    if version < (4, 0):
+        # Older brokers have no limit unless one is set, and do not take "none".
+        del beside["objects"]["policies"]
+    return Topology(
+        name="shop",
+        queues={WORK: WorkQueue()},
+        delay=Delay(levels=2),
+        objects=Topology.model_validate(beside).objects,
+    )
 
 
 def payments(*letters: Outgoing) -> list[Outgoing]:

@@ -1,8 +1,8 @@
 """Redrives for tests: a child process that sends letters back and dies at a given point.
 
-As a script it redrives a queue and kills itself with SIGKILL at the n-th passing of a point: while letters
-are taken and published, before a batch is in the journal, in the middle of a line, after it, and after the
-batch was acked.
+:func:`main` runs in a child (:mod:`tests.support.forks`), redrives a queue and kills itself with SIGKILL at
+the n-th passing of a point: while letters are taken and published, before a batch is in the journal, in the
+middle of a line, after it, and after the batch was acked.
 """
 
 from __future__ import annotations
@@ -10,15 +10,14 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
+import socket
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from tests.support.workers import ROOT
+from tests.support.forks import Ended, Forks
 from unlost.deadletter import DeadLetters, Pace
 from unlost.deadletter.hold import Held, Hold
 from unlost.deadletter.journal import Journal
@@ -52,22 +51,9 @@ class Errand:
     window: int
 
 
-def start(errand: Errand, kill: Kill | None) -> subprocess.Popen[str]:
-    """Start a redrive in a child process."""
-    child = subprocess.Popen(
-        [sys.executable, "-m", "tests.support.redriving"],
-        cwd=ROOT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    if child.stdin is None:
-        raise OSError("no pipe to the child")
-    child.stdin.write(json.dumps({"errand": asdict(errand), "kill": asdict(kill) if kill else None}))
-    child.stdin.close()
-    child.stdin = None
-    return child
+def run_and_die(children: Forks, errand: Errand, kill: Kill | None, cut_at: int | None = None) -> Ended:
+    """Redrive in a child that may lose its connection at the ``cut_at``-th letter, and dies as said."""
+    return children.run({"errand": asdict(errand), "kill": asdict(kill) if kill else None, "cut_at": cut_at})
 
 
 class _Fuse:
@@ -117,14 +103,25 @@ def _arm(fuse: _Fuse) -> None:
     Hold._next = dangerous_next  # type: ignore[method-assign]
 
 
-def _main(settings: dict[str, Any]) -> None:
+def _cut_at(letter: int) -> None:
+    following, left = Hold._next, [letter]
+
+    def cut_next(self: Hold) -> Held | None:
+        left[0] -= 1
+        if left[0] == 0:
+            self._connection.transport.sock.shutdown(socket.SHUT_RDWR)
+        return following(self)
+
+    Hold._next = cut_next  # type: ignore[method-assign]
+
+
+def main(settings: dict[str, Any]) -> None:
+    """Redrive, and meet what the settings say."""
+    if settings["cut_at"]:
+        _cut_at(settings["cut_at"])
     if settings["kill"]:
         _arm(_Fuse(Kill(Point(settings["kill"]["point"]), settings["kill"]["nth"])))
     errand = Errand(**settings["errand"])
     desk = DeadLetters(errand.url, folder=Path(errand.folder), actor="tester")
     report = desk.redrive(errand.queue, pace=Pace(canary=0, window=errand.window))
     print(json.dumps({"sent": report.sent, "acked": report.acked, "clean": report.is_clean}))
-
-
-if __name__ == "__main__":
-    _main(json.load(sys.stdin))

@@ -6,25 +6,25 @@ import json
 import random
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import pytest
 
+from tests.support.forks import forks
 from tests.support.letters import a_letter, put
 from tests.support.publishing import wait_for_leader
-from tests.support.redriving import Errand, Kill, Point, start
+from tests.support.redriving import Errand, Kill, Point, run_and_die
 from tests.support.workers import Bench, bench
 from unlost.broker.management import Management
 from unlost.core import headers as h
 from unlost.core.clock import SystemClock, epoch_ms
 from unlost.core.message import Outgoing
 from unlost.testing.brokers import Broker, Vhost
-from unlost.testing.waiting import wait_until
 
 pytestmark = [pytest.mark.system, pytest.mark.one_broker]
 
@@ -70,19 +70,28 @@ def lost(number: int, now_ms: int) -> Outgoing:
     return letter.to(DLX, WORK)
 
 
-def redrive_under_kills(ordeal: Ordeal, bench: Bench, trouble: Callable[[], None]) -> None:
-    """Send all back, killing the tool as often as said, with trouble of the broker's during some lives."""
+def redrive_under_kills(
+    ordeal: Ordeal, bench: Bench, trouble: Callable[[], None] = lambda: None, cut_at: int | None = None
+) -> None:
+    """Send all back, killing the tool as often as said.
+
+    Args:
+        ordeal: What happens.
+        bench: Where.
+        trouble: Happens to the broker during the troubled lives.
+        cut_at: The tool's connection is cut at this letter of a troubled life.
+    """
     errand = Errand(bench.vhost.amqp_url, LETTERS, str(bench.folder / "desk"), ordeal.window)
-    for life, kill in enumerate(ordeal.deaths()):
-        child = start(errand, kill)
-        if life in ordeal.troubled:
-            trouble()
-        _, errors = child.communicate(timeout=300)
-        assert child.returncode == -9, errors
-    child = start(errand, None)
-    said, errors = child.communicate(timeout=300)
-    assert child.returncode == 0, errors
-    assert json.loads(said)["clean"]
+    with forks("tests.support.redriving") as children, ThreadPoolExecutor(1) as aside:
+        for life, kill in enumerate(ordeal.deaths()):
+            is_troubled = life in ordeal.troubled
+            troubled = aside.submit(trouble if is_troubled else lambda: None)
+            ended = run_and_die(children, errand, kill, cut_at if is_troubled else None)
+            troubled.result()
+            assert ended.returncode == -9, ended.stderr
+        ended = run_and_die(children, errand, None)
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads(ended.stdout)["clean"]
 
 
 def restart(broker: Broker, bench: Bench) -> None:
@@ -109,26 +118,12 @@ def done(bench: Bench) -> int:
     return int(bench.rows("select count(distinct label) from effects")[0][0])
 
 
-def drop_connections(bench: Bench) -> None:
-    """Close every connection to the vhost, the tool's too, as a broker does that is shut down."""
-    with Management(bench.vhost.management_url, bench.vhost.name) as management:
-        wait_until(lambda: close_all(management), timedelta(seconds=30), "connections are there to be closed")
-
-
-def close_all(management: Management) -> int:
-    """Close the connections that the management API knows of, and return how many."""
-    found = management._request("GET", f"vhosts/{management.vhost}/connections").json()
-    for each in found:
-        management._request("DELETE", f"connections/{quote(each['name'], safe='')}")
-    return len(found)
-
-
 def test_a_redrive_that_is_killed_again_and_again_has_each_effect_once(vhost: Vhost, tmp_path: Path) -> None:
-    """A thousand letters, the tool killed at each of its points and cut off once: each effect once."""
-    ordeal = Ordeal(letters=1000, kills=5, troubled=frozenset({2}), window=50)
+    """Hundreds of letters, the tool killed at each of its points and cut off once: each effect once."""
+    ordeal = Ordeal(letters=400, kills=5, troubled=frozenset({2}), window=20)
     with letters_in(vhost, tmp_path, ordeal.letters) as bench:
         bench.start()
-        redrive_under_kills(ordeal, bench, lambda: drop_connections(bench))
+        redrive_under_kills(ordeal, bench, cut_at=10)
         judge(ordeal, bench)
 
 
@@ -138,10 +133,10 @@ def test_without_the_ledger_the_same_kills_repeat_effects(vhost: Vhost, tmp_path
     with letters_in(vhost, tmp_path, ordeal.letters, UNLOST_DANGEROUSLY_WITHOUT="lease") as bench:
         bench.start()
         errand = Errand(vhost.amqp_url, LETTERS, str(tmp_path / "desk"), ordeal.window)
-        child = start(errand, Kill(Point.CONFIRMED, 2))
-        assert child.wait(60) == -9
-        bench.wait_for(lambda: done(bench) >= 2 * ordeal.window, "the first two windows are done")
-        assert start(errand, None).wait(60) == 0
+        with forks("tests.support.redriving") as children:
+            assert run_and_die(children, errand, Kill(Point.CONFIRMED, 2)).returncode == -9
+            bench.wait_for(lambda: done(bench) >= 2 * ordeal.window, "the first two windows are done")
+            assert run_and_die(children, errand, None).returncode == 0
         bench.wait_for(lambda: done(bench) == ordeal.letters, "every task has had its effect")
         bench.wait_for(lambda: max(bench.effects().values()) == 2, "some had it twice")
 

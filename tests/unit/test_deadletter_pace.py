@@ -16,8 +16,9 @@ from unlost.core.outcome import Outcome
 from unlost.deadletter.disposition import Redrive, decide
 from unlost.deadletter.journal import Journal
 from unlost.deadletter.letter import DeadLetter
-from unlost.deadletter.move import PASSED, Move, Report
+from unlost.deadletter.move import PASSED, Act, Move, Report
 from unlost.deadletter.pace import Pace
+from unlost.errors import QueueMissing, Refused
 
 NOW = from_epoch_ms(1_790_000_000_000)
 MANY = 500
@@ -83,13 +84,13 @@ def publish(messages: Iterable[Outgoing]) -> Iterator[Stored]:
         yield Stored()
 
 
-def redrive(world: World, folder: Path, pace: Pace) -> Report:
+def redrive(world: World, folder: Path, pace: Pace, act: Act = publish) -> Report:
     """Send letters back until all are sent or it stops."""
     with Journal(folder / "journal", {"action": "redrive"}) as journal:
         return Move(
             world,
             lambda letter: decide(letter, Redrive(), journal, None, NOW),
-            publish,
+            act,
             journal,
             pace=pace,
             fates=world,
@@ -113,6 +114,35 @@ def test_a_group_that_breaks_behind_the_canary_stops_within_one_window(
     report = redrive(world, tmp_path, Pace(canary=10, window=50, rate=rate))
     assert report.sent <= 10 + 50
     assert report.stopped is not None
+
+
+def test_what_is_confirmed_when_the_queue_vanishes_is_in_the_journal(tmp_path: Path) -> None:
+    """An error while letters are read leaves every confirmed one recorded, so that none is sent again."""
+
+    class Vanishing(World):
+        """A world whose queue is deleted."""
+
+        def letters(self, most: int | None = None) -> Iterator[Held]:  # noqa: ARG002 - as a hold's
+            """Hand out some letters, and find the queue gone."""
+            for outgoing in numbered(30):
+                yield Held(as_letter(outgoing))
+            raise QueueMissing("it was deleted")
+
+    with pytest.raises(QueueMissing):
+        redrive(Vanishing(dies=lambda _: False), tmp_path, Pace(canary=0))
+    with Journal(tmp_path / "journal", {"action": "redrive"}) as journal:
+        assert journal.sent == 30
+
+
+def test_equal_errors_are_one_kind_of_failure(tmp_path: Path) -> None:
+    """Letters that fail for one reason are counted together, whatever their messages are called."""
+
+    def refuse(messages: Iterable[Outgoing]) -> Iterator[Stored]:
+        for message in messages:
+            yield Stored(Outcome.FAILED, Refused(f"{message.describe()}: the queue is full"))
+
+    report = redrive(World(dies=lambda _: False), tmp_path, Pace(canary=0, window=600), act=refuse)
+    assert report.failed == {"to 'shop.work': the queue is full": MANY}
 
 
 def test_a_share_below_the_limit_stops_nothing(tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ def _selecting(command: Callable[..., Any]) -> Callable[..., Any]:
     @reports_errors
     def chosen(
         group: tuple[str, ...],
-        ident: tuple[str, ...],
+        ids: tuple[str, ...],
         task: tuple[str, ...],
         reason_is: tuple[str, ...],
         older_than: timedelta | None,
@@ -100,7 +100,7 @@ def _selecting(command: Callable[..., Any]) -> Callable[..., Any]:
         return command(
             selection=Selection(
                 groups=frozenset(group),
-                ids=frozenset(ident),
+                ids=frozenset(ids),
                 tasks=frozenset(task),
                 reasons=frozenset(reason_is),
                 older_than=older_than,
@@ -119,7 +119,7 @@ def _selecting(command: Callable[..., Any]) -> Callable[..., Any]:
             "--died-of", "reason_is", multiple=True, metavar="REASON", help="Those with this reason."
         ),
         click.option("--task", multiple=True, help="Those of this task."),
-        click.option("--id", "ident", multiple=True, help="Those with this id."),
+        click.option("--id", "ids", multiple=True, help="Those with this id."),
         click.option("--group", multiple=True, help="Those of this group, as `show` names it."),
         click.option("--by", default=",".join(DEFAULT), show_default=True, help="What makes a group."),
     ):
@@ -439,7 +439,9 @@ def _progress(*, quiet: bool) -> Iterator[OnProgress]:
         TextColumn("{task.fields[back]} died again"),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=quiet) as bar:
+    console = Console(stderr=True)
+    quiet = quiet or not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=quiet) as bar:
         row = bar.add_task("letters", total=None, back=0)
         yield lambda report: bar.update(row, completed=report.seen, total=report.total, back=report.came_back)
 

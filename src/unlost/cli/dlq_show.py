@@ -183,7 +183,10 @@ def _document(document: Mapping[str, Any]) -> None:
 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    table = Table(*columns)
+    table = Table()
+    for number, name in enumerate(columns):
+        # What stands first is a name to be copied: the others make room for it.
+        table.add_column(name, no_wrap=number == 0, overflow="fold")
     for row in rows:
         table.add_row(*(escape("?" if cell is None else str(cell)) for cell in row))
     Console().print(table)

@@ -19,7 +19,7 @@ from unlost.deadletter.journal import Entry, Journal
 from unlost.deadletter.letter import DeadLetter
 from unlost.deadletter.pace import Pace, Recent
 from unlost.deadletter.transit import Fate, Item, Transit
-from unlost.errors import BrokerUnavailable
+from unlost.errors import BrokerUnavailable, UnlostError
 
 #: Letters that are only to be acked are collected up to so many.
 ACKS = 1000
@@ -29,6 +29,7 @@ BATCH = 500
 
 #: A report tells so many kinds of what is wrong with letters apart.
 MOST_REASONS = 20
+OTHER_ERRORS = "other errors"
 
 
 class Held(Protocol):
@@ -123,6 +124,11 @@ class Report:
         if decision.why and (decision.why in self.why or len(self.why) < MOST_REASONS):
             self.why[decision.why] += 1
 
+    def fail(self, error: str) -> None:
+        """Count a letter whose publish failed."""
+        known = error in self.failed or len(self.failed) < MOST_REASONS
+        self.failed[error if known else OTHER_ERRORS] += 1
+
     @property
     def seen(self) -> int:
         """Return how many letters were gone through."""
@@ -208,8 +214,8 @@ class Move:
                 for result in self._act(self._outgoing(source, self._room())):
                     self._settle(result)
                 self._let_go()
-            except BrokerUnavailable:
-                # What is confirmed is to be known, though the acks cannot reach the broker any more.
+            except UnlostError:
+                # What is confirmed is to be known, though the acks may not reach the broker any more.
                 self._record(self._transit.leaving())
                 raise
             self._rest(self.report.sent - before)
@@ -265,7 +271,7 @@ class Move:
 
     def _settle(self, result: Sent) -> None:
         is_safe = result.outcome is Outcome.OK
-        self._transit.settle(safe=is_safe)
+        item = self._transit.settle(safe=is_safe)
         self._unsettled += 1
         self._failing = 0 if is_safe else self._failing + 1
         if isinstance(result.error, BrokerUnavailable):
@@ -273,7 +279,7 @@ class Move:
         if result.outcome is Outcome.UNKNOWN:
             self.report.unknown += 1
         elif not is_safe:
-            self.report.failed[_in_a_line(result.error)] += 1
+            self.report.fail(_kind(result.error, item))
         if self._failing >= self._pace.window and not self._is_stopping:
             self._stop(f"{self._failing} letters in a row could not be sent: {_in_a_line(result.error)}")
         if self._unsettled >= min(BATCH, self._pace.window):
@@ -380,5 +386,13 @@ def _has_passed(journal: Journal) -> bool:
     return bool(verdicts) and verdicts[-1] == PASSED
 
 
-def _in_a_line(error: Exception | None) -> str:
+def _kind(error: Exception | None, item: Item) -> str:
+    """Return an error without the name of the message, so that equal ones are one kind."""
+    text = str(error or "refused")
+    if item.outgoing is not None:
+        text = text.replace(item.outgoing.describe(), f"to {item.outgoing.routing_key!r}")
+    return _in_a_line(text)
+
+
+def _in_a_line(error: Exception | str | None) -> str:
     return " ".join(str(error or "refused").split())[:300]

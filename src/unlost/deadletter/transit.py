@@ -70,9 +70,11 @@ class Transit:
         self._items.append(Item(held, own=Fate.SAFE))
         self.only_acks += 1
 
-    def settle(self, *, safe: bool) -> None:
-        """Note what became of the first letter that is still being sent."""
-        self._sending.popleft().own = Fate.SAFE if safe else Fate.UNSAFE
+    def settle(self, *, safe: bool) -> Item:
+        """Note what became of the first letter that is still being sent, and return it."""
+        item = self._sending.popleft()
+        item.own = Fate.SAFE if safe else Fate.UNSAFE
+        return item
 
     def leaving(self) -> list[Item]:
         """Take out the letters at the front whose fate is known."""
