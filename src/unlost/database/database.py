@@ -71,14 +71,23 @@ class Database:
             yield connection
 
     @contextmanager
-    def autocommit(self) -> Iterator[Connection]:
+    def autocommit(self, *, durable: bool = True) -> Iterator[Connection]:
         """Return a connection whose every statement is a transaction, in one round trip where it can be.
+
+        Args:
+            durable: Otherwise a power cut may take it back, if all who could rely on it are gone then too.
 
         Raises:
             StoreUnavailable: As :meth:`transaction`.
         """
-        if self.dialect.name == "sqlite":
-            with self.transaction() as connection:
+        if self.dialect.single_host:
+            with (
+                self.in_use(),
+                translated(),
+                self.engine.connect() as connection,
+                nullcontext() if durable else self.dialect.relaxed(connection),
+                connection.begin(),
+            ):
                 yield connection
             return
         with self.in_use(), translated(), self.engine.connect() as connection:

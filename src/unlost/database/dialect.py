@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from typing import Any, ClassVar
 
@@ -85,6 +85,13 @@ class DatabaseDialect(ABC):
     @abstractmethod
     def exclusive(self, connection: Connection, name: str) -> AbstractContextManager[None]:
         """Hold a lock of that name against all other processes that ask for it; for migrations."""
+
+    def relaxed(self, connection: Connection) -> AbstractContextManager[None]:  # noqa: ARG002
+        """Let what commits in the block be lost with the whole host, where that costs nothing: a lease, say.
+
+        Only where a host that goes takes everybody along that could rely on it; elsewhere this does nothing.
+        """
+        return nullcontext()
 
     def limit_idle(self, connection: Connection, idle: timedelta) -> None:  # noqa: B027 - not all can
         """Have the server end this transaction if it sits idle for so long."""

@@ -80,11 +80,14 @@ class SqlStore:
             if (admission := self._acquire_present(delivery, lease, limits)) is not None:
                 return admission
 
-    def _insert(self, message: MessageId, row: Row, lease: timedelta) -> Run | None:
-        """Write the lease of a message that nobody knows; one round trip, and no transaction of ours."""
+    def _insert(self, message: MessageId, row: Row, lease: timedelta, *, durable: bool = False) -> Run | None:
+        """Write the lease of a message that nobody knows; one round trip, and no transaction of ours.
+
+        On SQLite a lease may be lost with the host: its holder is then, too, and what was done is synced.
+        """
         values = {**to_columns(row), "key": str(message), "lease": lease.total_seconds()}
         try:
-            with self.database.autocommit() as connection:
+            with self.database.autocommit(durable=durable) as connection:
                 expires = connection.execute(self._sql.insert_first, values).scalar()
         except IntegrityError:
             # Somebody else's insert came first, between our look and our insert.
@@ -174,7 +177,7 @@ class SqlStore:
                 if row is not None:
                     connection.execute(self._sql.overwrite, {**to_columns(cancelled), **key})
                     return True
-            if self._insert(message, cancelled, timedelta(0)):
+            if self._insert(message, cancelled, timedelta(0), durable=True):
                 return True
 
     def decide_waiting(self, message: MessageId, row: Row, *, due_ms: int, failure: Failure) -> Row:
