@@ -259,3 +259,12 @@ def test_a_lease_is_not_synced_and_an_end_is(store: SqlStore) -> None:
     with pytest.raises(LeaseLost):
         store.complete(MESSAGE, row, "another")
     assert set(levels[1:]) == {full}
+
+
+def test_a_read_waits_for_no_writer(store: SqlStore) -> None:
+    """Inside a unit of work the same thread may ask what is known of another message."""
+    store.complete(MESSAGE, granted(store), "5")
+    other = MessageId("shop.charge", "other")
+    with store.unit_of_work(other, granted(store, other), str) as work:
+        pay(work)
+        assert read(store).result == "5"

@@ -22,6 +22,9 @@ CONNECT_PATIENCE = timedelta(seconds=10)
 #: stopped (SIGSTOP) or cut off must not hold its rows for ever.
 IDLE_PATIENCE = timedelta(minutes=5)
 
+#: Execution option of a connection that writes nothing.
+READS = "unlost_reads"
+
 #: MariaDB compares text without regard to case and trailing spaces unless told otherwise.
 _EXACT = "utf8mb4_nopad_bin"
 

@@ -91,4 +91,5 @@ def _configure(connection: Any, _record: Any) -> None:
 
 
 def _begin(connection: Connection) -> None:
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
+    reads = connection.get_execution_options().get(dialect.READS)
+    connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")

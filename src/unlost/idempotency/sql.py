@@ -23,6 +23,7 @@ from unlost.core import settlement
 from unlost.core.headers import Failure
 from unlost.core.ids import Generation, MessageId
 from unlost.core.keys import Claim
+from unlost.core.ports import Ledger
 from unlost.core.settlement import Admission, Delivery, Held, Limits, Resend, Row, Run, State
 from unlost.database.database import Database
 from unlost.database.errors import is_contention, is_passing, translated
@@ -360,8 +361,8 @@ class SqlStore:
         logger.warning("%s: its COMMIT was not answered, but it happened", message)
 
     def read(self, message: MessageId) -> Row | None:
-        """Return a message's row."""
-        with self.database.autocommit() as connection:
+        """Return a message's row; waits for no writer."""
+        with self.database.reading() as connection:
             found = connection.execute(self._sql.read, {"key": str(message)}).mappings().one_or_none()
             return from_columns(found) if found else None
 
@@ -391,6 +392,11 @@ class SqlStore:
     def close(self) -> None:
         """Close the connections."""
         self.database.dispose()
+
+
+def has_one_writer(ledger: Ledger) -> bool:
+    """Whether an open unit of work keeps everybody else from writing, this very thread too."""
+    return isinstance(ledger, SqlStore) and ledger.database.dialect.single_host
 
 
 class SqlWork:

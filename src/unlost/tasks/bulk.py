@@ -17,7 +17,7 @@ from unlost.broker.window import Published
 from unlost.core import headers as h
 from unlost.core.message import Outgoing
 from unlost.core.outcome import Outcome
-from unlost.errors import ConfigurationError, PublishError, StoreUnavailable
+from unlost.errors import ConfigurationError, KeyConflict, PublishError, StoreUnavailable
 from unlost.observe.context import current_correlation_id
 from unlost.tasks.publishing import captured
 from unlost.tasks.runtime import Runtime
@@ -26,7 +26,7 @@ from unlost.tasks.template import MessageTemplate
 logger = logging.getLogger(__name__)
 
 #: What is wrong with one item and harms no other.
-_REFUSALS = (TypeError, ValueError, EncodeError, PublishError, StoreUnavailable)
+_REFUSALS = (TypeError, ValueError, EncodeError, KeyConflict, PublishError, StoreUnavailable)
 
 PROGRESS_EVERY = 1000
 
@@ -140,6 +140,7 @@ class Renderer:
             TypeError, ValueError: The item makes no call of the task.
             EncodeError: JSON has no form for an argument.
             InvalidMessage: It is too large.
+            KeyConflict: Its key is known to have been used with another payload.
             StoreUnavailable: Its payload could not be stored.
         """
         args, kwargs = _call_of(item)

@@ -21,6 +21,7 @@ from unlost.core.settlement import Delivery, Held, Limits, Row, Run
 from unlost.core.uniqueness import Occupant, Unique, holder_of, is_over, lease_of, occupant_of, unique_id
 from unlost.errors import ConfigurationError, LeaseLost, StoreError, StoreUnavailable, UniqueConflict
 from unlost.idempotency.holder import make_holder
+from unlost.idempotency.sql import has_one_writer
 from unlost.tasks.amqp import due_in
 from unlost.tasks.keys import arguments_of, value_of
 from unlost.tasks.runtime import Runtime
@@ -82,12 +83,18 @@ def publish_unique(
     Raises:
         UniqueConflict: The task says ``raise``, or others wait for the message that would be skipped.
         StoreUnavailable: Nobody can say whether there is one; nothing was sent.
-        ConfigurationError: It would be published in a transaction.
+        ConfigurationError: It would be published in a transaction, or while one keeps us out of the store.
     """
     if runtime.outbox.is_taking:
         raise ConfigurationError(
             f"{task.name} is unique, which is decided when it is published: publish it with delay() after "
             "the transaction, or give it a key, which is decided when it runs"
+        )
+    attempt = runtime.attempt.get()
+    if attempt is not None and attempt.working and has_one_writer(runtime.ledger):
+        raise ConfigurationError(
+            f"{task.name} is unique, and inside unit_of_work() on SQLite nobody else can write to the store: "
+            "publish it after the block"
         )
     given = {**dict(zip(_POSITIONAL, more, strict=False)), **options}
     given["task_id"] = given.get("task_id") or str(uuid.uuid4())
