@@ -45,10 +45,10 @@ Publish = Callable[[dict[str, Any]], Any]
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """The record is ours; ``instead_of`` is the message that ours is to replace."""
+    """The record is ours; ``instead_of`` are the messages that ours is to replace."""
 
     row: Row
-    instead_of: MessageId | None
+    instead_of: tuple[MessageId, ...]
 
 
 def asks(task: ReliableTask, runtime: Runtime) -> bool:
@@ -170,7 +170,7 @@ class _Taking:
         delivery = Delivery(message=self.record, generation=_FIRST, holder=self.holder)
         admission = ledger.acquire(delivery, lease=self._publish_time(), limits=_NO_LIMITS)
         if isinstance(admission, Run):
-            return _Place(admission.row, replaced[-1] if replaced else None)
+            return _Place(admission.row, tuple(replaced))
         occupant = occupant_of(ledger.read(self.record))
         if not isinstance(admission, Held) or occupant is None:
             return _BUSY
@@ -208,8 +208,8 @@ class _Taking:
         finally:
             self.runtime.sink.reset(token)
         self._hand_over(place.row, given)
-        if place.instead_of is not None:
-            self._cancel(place.instead_of)
+        for replaced in place.instead_of:
+            self._cancel(replaced)
         return sent
 
     def _give_up(self) -> None:
