@@ -11,6 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from sqlalchemy import Connection, event
 
 from tests.support.ledgers import (
     FIRST,
@@ -27,9 +28,10 @@ from tests.support.ledgers import (
     read,
 )
 from tests.support.processes import PATIENCE
+from unlost.core.ids import MessageId
 from unlost.core.settlement import AlreadyDone, Held, Row, State
 from unlost.database import dialect
-from unlost.errors import ConfigurationError, StoreUnavailable
+from unlost.errors import ConfigurationError, LeaseLost, StoreUnavailable
 from unlost.idempotency.sql import SqlStore
 
 # --- processes
@@ -238,3 +240,31 @@ def test_a_relative_path_is_fixed_at_once(tmp_path: Path, monkeypatch: pytest.Mo
 
     assert (tmp_path / "ledger.sqlite").exists()
     assert str(tmp_path) in repr(store)
+
+
+def test_a_lease_is_not_synced_and_an_end_is(store: SqlStore) -> None:
+    """A power cut takes the holder along with its lease, so only what ends a message waits for the disk."""
+    levels: list[int] = []
+
+    def note(connection: Connection) -> None:
+        levels.append(connection.exec_driver_sql("PRAGMA synchronous").scalar_one())
+
+    event.listen(store.engine, "commit", note)
+    normal, full = 1, 2
+
+    row = granted(store)
+    assert levels == [normal]
+    store.complete(MESSAGE, row, None)
+    store.cancel(MessageId("shop.charge", "other"), FIRST)
+    with pytest.raises(LeaseLost):
+        store.complete(MESSAGE, row, "another")
+    assert set(levels[1:]) == {full}
+
+
+def test_a_read_waits_for_no_writer(store: SqlStore) -> None:
+    """Inside a unit of work the same thread may ask what is known of another message."""
+    store.complete(MESSAGE, granted(store), "5")
+    other = MessageId("shop.charge", "other")
+    with store.unit_of_work(other, granted(store, other), str) as work:
+        pay(work)
+        assert read(store).result == "5"

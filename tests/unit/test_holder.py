@@ -124,8 +124,10 @@ def test_what_cannot_be_read_proves_nothing(unreadable: set[str], monkeypatch: p
         patch.setattr(Path, "read_text", no_descriptor)
         assert not is_gone(before)
         assert not is_of_another_boot(before)
+        module._own_place.cache_clear()  # as in a process that has not made one yet
         blind = make_holder()
 
+    assert module.UNKNOWN not in make_holder()
     assert module.UNKNOWN in blind
     assert not is_gone(blind)
     assert not is_of_another_boot(blind)

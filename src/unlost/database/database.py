@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
-from unlost.database.dialect import DatabaseDialect
+from unlost.database.dialect import READS, DatabaseDialect
 from unlost.database.errors import translated
 from unlost.database.forkgate import ForkGate
 from unlost.errors import ConfigurationError
@@ -71,18 +71,46 @@ class Database:
             yield connection
 
     @contextmanager
-    def autocommit(self) -> Iterator[Connection]:
+    def autocommit(self, *, durable: bool = True) -> Iterator[Connection]:
         """Return a connection whose every statement is a transaction, in one round trip where it can be.
+
+        Args:
+            durable: Otherwise a power cut may take it back, if all who could rely on it are gone then too.
 
         Raises:
             StoreUnavailable: As :meth:`transaction`.
         """
-        if self.dialect.name == "sqlite":
-            with self.transaction() as connection:
+        if self.dialect.single_host:
+            with (
+                self.in_use(),
+                translated(),
+                self.engine.connect() as connection,
+                nullcontext() if durable else self.dialect.relaxed(connection),
+                connection.begin(),
+            ):
                 yield connection
             return
         with self.in_use(), translated(), self.engine.connect() as connection:
             yield connection.execution_options(isolation_level="AUTOCOMMIT")
+
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """Return a connection for one query; on SQLite it does not ask for the file's only write lock.
+
+        Raises:
+            StoreUnavailable: As :meth:`transaction`.
+        """
+        if not self.dialect.single_host:
+            with self.autocommit() as connection:
+                yield connection
+            return
+        with (
+            self.in_use(),
+            translated(),
+            self.engine.connect() as connection,
+            connection.execution_options(**{READS: True}).begin(),
+        ):
+            yield connection
 
     def dispose(self) -> None:
         """Close all connections that are not in use."""

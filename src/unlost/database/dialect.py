@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from typing import Any, ClassVar
 
@@ -21,6 +21,9 @@ CONNECT_PATIENCE = timedelta(seconds=10)
 #: How long a transaction may sit idle, locks in hand, before the server ends it: a process that was
 #: stopped (SIGSTOP) or cut off must not hold its rows for ever.
 IDLE_PATIENCE = timedelta(minutes=5)
+
+#: Execution option of a connection that writes nothing.
+READS = "unlost_reads"
 
 #: MariaDB compares text without regard to case and trailing spaces unless told otherwise.
 _EXACT = "utf8mb4_nopad_bin"
@@ -85,6 +88,13 @@ class DatabaseDialect(ABC):
     @abstractmethod
     def exclusive(self, connection: Connection, name: str) -> AbstractContextManager[None]:
         """Hold a lock of that name against all other processes that ask for it; for migrations."""
+
+    def relaxed(self, connection: Connection) -> AbstractContextManager[None]:  # noqa: ARG002
+        """Let what commits in the block be lost with the whole host, where that costs nothing: a lease, say.
+
+        Only where a host that goes takes everybody along that could rely on it; elsewhere this does nothing.
+        """
+        return nullcontext()
 
     def limit_idle(self, connection: Connection, idle: timedelta) -> None:  # noqa: B027 - not all can
         """Have the server end this transaction if it sits idle for so long."""

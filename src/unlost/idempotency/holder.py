@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import socket
 import uuid
+from functools import lru_cache
 from pathlib import Path
 
 _PROC = Path("/proc")
@@ -21,8 +22,17 @@ UNKNOWN = "?"
 
 def make_holder() -> str:
     """Return a new holder for one delivery: ``nonce@host/boot/namespace/pid/start``."""
-    pid = os.getpid()
-    return f"{uuid.uuid4().hex}@{_host()}/{pid}/{_start_time(pid)}"
+    place = _own_place(os.getpid())
+    if UNKNOWN in place:
+        # Asked again next time: what could not be read now may be readable then.
+        _own_place.cache_clear()
+    return f"{uuid.uuid4().hex}@{place}"
+
+
+@lru_cache(maxsize=1)
+def _own_place(pid: int) -> str:
+    """Return what a holder says of its process, and what no process ever changes; a fork has another PID."""
+    return f"{_host()}/{pid}/{_start_time(pid)}"
 
 
 def is_gone(holder: str) -> bool:

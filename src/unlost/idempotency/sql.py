@@ -23,6 +23,7 @@ from unlost.core import settlement
 from unlost.core.headers import Failure
 from unlost.core.ids import Generation, MessageId
 from unlost.core.keys import Claim
+from unlost.core.ports import Ledger
 from unlost.core.settlement import Admission, Delivery, Held, Limits, Resend, Row, Run, State
 from unlost.database.database import Database
 from unlost.database.errors import is_contention, is_passing, translated
@@ -80,11 +81,14 @@ class SqlStore:
             if (admission := self._acquire_present(delivery, lease, limits)) is not None:
                 return admission
 
-    def _insert(self, message: MessageId, row: Row, lease: timedelta) -> Run | None:
-        """Write the lease of a message that nobody knows; one round trip, and no transaction of ours."""
+    def _insert(self, message: MessageId, row: Row, lease: timedelta, *, durable: bool = False) -> Run | None:
+        """Write the lease of a message that nobody knows; one round trip, and no transaction of ours.
+
+        On SQLite a lease may be lost with the host: its holder is then, too, and what was done is synced.
+        """
         values = {**to_columns(row), "key": str(message), "lease": lease.total_seconds()}
         try:
-            with self.database.autocommit() as connection:
+            with self.database.autocommit(durable=durable) as connection:
                 expires = connection.execute(self._sql.insert_first, values).scalar()
         except IntegrityError:
             # Somebody else's insert came first, between our look and our insert.
@@ -174,7 +178,7 @@ class SqlStore:
                 if row is not None:
                     connection.execute(self._sql.overwrite, {**to_columns(cancelled), **key})
                     return True
-            if self._insert(message, cancelled, timedelta(0)):
+            if self._insert(message, cancelled, timedelta(0), durable=True):
                 return True
 
     def decide_waiting(self, message: MessageId, row: Row, *, due_ms: int, failure: Failure) -> Row:
@@ -357,8 +361,8 @@ class SqlStore:
         logger.warning("%s: its COMMIT was not answered, but it happened", message)
 
     def read(self, message: MessageId) -> Row | None:
-        """Return a message's row."""
-        with self.database.autocommit() as connection:
+        """Return a message's row; waits for no writer."""
+        with self.database.reading() as connection:
             found = connection.execute(self._sql.read, {"key": str(message)}).mappings().one_or_none()
             return from_columns(found) if found else None
 
@@ -395,6 +399,11 @@ class SqlStore:
     def close(self) -> None:
         """Close the connections."""
         self.database.dispose()
+
+
+def has_one_writer(ledger: Ledger) -> bool:
+    """Whether an open unit of work keeps everybody else from writing, this very thread too."""
+    return isinstance(ledger, SqlStore) and ledger.database.dialect.single_host
 
 
 class SqlWork:

@@ -31,13 +31,14 @@ class Attempt:
 
     ``ledger`` is where it is recorded: the store, or, for a task that runs on while that is down, nowhere.
     ``row`` is the granted lease, or the recorded outcome that is repeated. ``decided`` is set once the
-    attempt has ended in a retry or a letter, ``completed`` once its effect is committed, ``fenced`` when
-    somebody else took the message over, ``crashed`` when the body raised what would have ended the
-    process. ``in_process`` counts the attempts that the body made beyond its first. ``claim`` is the key that
-    it holds, and ``journalled`` says that it began a step. ``dispatched`` counts up to ``successors`` as
-    links and the next task of a chain are confirmed, and ``dispatching`` says that one is under way. ``lost``
-    says why the payload that the delivery refers to cannot be had. ``speaks_against`` what the task depends
-    on, if the body raised what its breaker counts. ``request`` is what Celery's tracer is given.
+    attempt has ended in a retry or a letter, ``working`` while its unit of work is open, ``completed`` once
+    its effect is committed, ``fenced`` when somebody else took the message over, ``crashed`` when the body
+    raised what would have ended the process. ``in_process`` counts the attempts that the body made beyond its
+    first. ``claim`` is the key that it holds, and ``journalled`` says that it began a step. ``dispatched``
+    counts up to ``successors`` as links and the next task of a chain are confirmed, and ``dispatching`` says
+    that one is under way. ``lost`` says why the payload that the delivery refers to cannot be had.
+    ``speaks_against`` what the task depends on, if the body raised what its breaker counts. ``request`` is
+    what Celery's tracer is given.
     """
 
     message: MessageId
@@ -57,6 +58,7 @@ class Attempt:
     dispatched: int = 0
     dispatching: bool = False
     has_chord: bool = False
+    working: bool = False
     completed: bool = False
     fenced: bool = False
     decided: Row | None = None

@@ -16,7 +16,7 @@ from unlost.broker.window import Published
 from unlost.core import headers as h
 from unlost.core.message import Outgoing
 from unlost.core.outcome import Outcome
-from unlost.errors import ConfigurationError, PublishError, StoreUnavailable
+from unlost.errors import ConfigurationError, KeyConflict, PublishError, StoreUnavailable
 from unlost.observe.context import current_correlation_id
 from unlost.tasks.runtime import Runtime
 from unlost.tasks.sink import captured
@@ -25,7 +25,7 @@ from unlost.tasks.template import MessageTemplate
 logger = logging.getLogger(__name__)
 
 #: What is wrong with one item and harms no other.
-_REFUSALS = (TypeError, ValueError, PublishError, StoreUnavailable)
+_REFUSALS = (TypeError, ValueError, KeyConflict, PublishError, StoreUnavailable)
 
 PROGRESS_EVERY = 1000
 
@@ -140,6 +140,7 @@ class Renderer:
             TypeError, ValueError: The item makes no call of the task.
             NotSerialisable: JSON has no form for an argument.
             InvalidMessage: It is too large.
+            KeyConflict: Its key is known to have been used with another payload.
             StoreUnavailable: Its payload could not be stored.
         """
         args, kwargs = _call_of(item)

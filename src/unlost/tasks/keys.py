@@ -98,10 +98,13 @@ def key_headers(task: Any, args: Any, kwargs: Any) -> dict[str, str]:
 def refuse_reuse(task: ReliableTask, runtime: Runtime, args: Any, kwargs: Any) -> None:
     """Refuse to publish a payload whose key is known to have been used with another.
 
+    What follows from a task that is done is published all the same, and what is written into a transaction is
+    published later: there the worker finds it.
+
     Raises:
         KeyConflict: Names the message that used it.
     """
-    if task.key is None:
+    if task.key is None or runtime.is_dispatching or runtime.outbox.is_taking:
         return
     arguments = arguments_of(task, args or (), kwargs or {})
     key = identity(task, arguments)

@@ -214,8 +214,7 @@ class ReliableTask(Task):
         runtime = runtime_of(self.app)
         if self.payload is not None:
             args, kwargs = self.dump_payload(args or (), kwargs or {})
-        if not runtime.is_dispatching:
-            refuse_reuse(self, runtime, args, kwargs)
+        refuse_reuse(self, runtime, args, kwargs)
         publish = super().apply_async
         if not uniqueness.asks(self, runtime):
             return publish(args, kwargs, *more, **options)
@@ -411,7 +410,11 @@ class ReliableTask(Task):
         opened = attempt.ledger.unit_of_work(attempt.message, attempt.row, encode, attempt.claim, within)
         with opened as work:
             ours = UnitOfWork(work, runtime.outbox)
-            yield ours
+            attempt.working = True
+            try:
+                yield ours
+            finally:
+                attempt.working = False
             work.result = ours.result
             runtime.points.reach(Point.COMMITTING, attempt.message)
         attempt.completed = True

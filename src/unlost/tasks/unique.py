@@ -21,6 +21,7 @@ from unlost.core.settlement import Delivery, Held, Limits, Row, Run
 from unlost.core.uniqueness import Occupant, Unique, holder_of, is_over, lease_of, occupant_of, unique_id
 from unlost.errors import ConfigurationError, LeaseLost, StoreError, StoreUnavailable, UniqueConflict
 from unlost.idempotency.holder import make_holder
+from unlost.idempotency.sql import has_one_writer
 from unlost.tasks.amqp import due_in
 from unlost.tasks.keys import arguments_of, value_of
 from unlost.tasks.runtime import Runtime
@@ -45,10 +46,10 @@ Publish = Callable[[dict[str, Any]], Any]
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """The record is ours; ``instead_of`` is the message that ours is to replace."""
+    """The record is ours; ``instead_of`` are the messages that ours is to replace."""
 
     row: Row
-    instead_of: MessageId | None
+    instead_of: tuple[MessageId, ...]
 
 
 def asks(task: ReliableTask, runtime: Runtime) -> bool:
@@ -83,12 +84,18 @@ def publish_unique(
     Raises:
         UniqueConflict: The task says ``raise``, or others wait for the message that would be skipped.
         StoreUnavailable: Nobody can say whether there is one; nothing was sent.
-        ConfigurationError: It would be published in a transaction.
+        ConfigurationError: It would be published in a transaction, or while one keeps us out of the store.
     """
     if is_captured(runtime.sink):
         raise ConfigurationError(
             f"{task.name} is unique, which is decided when it is published: publish it with delay() after "
             "the transaction, or give it a key, which is decided when it runs"
+        )
+    attempt = runtime.attempt.get()
+    if attempt is not None and attempt.working and has_one_writer(runtime.ledger):
+        raise ConfigurationError(
+            f"{task.name} is unique, and inside unit_of_work() on SQLite nobody else can write to the store: "
+            "publish it after the block"
         )
     given = {**dict(zip(_POSITIONAL, more, strict=False)), **options}
     given["task_id"] = given.get("task_id") or str(uuid.uuid4())
@@ -164,7 +171,7 @@ class _Taking:
         delivery = Delivery(message=self.record, generation=_FIRST, holder=self.holder)
         admission = ledger.acquire(delivery, lease=self._publish_time(), limits=_NO_LIMITS)
         if isinstance(admission, Run):
-            return _Place(admission.row, replaced[-1] if replaced else None)
+            return _Place(admission.row, tuple(replaced))
         occupant = occupant_of(ledger.read(self.record))
         if not isinstance(admission, Held) or occupant is None:
             return _BUSY
@@ -202,8 +209,8 @@ class _Taking:
         finally:
             self.runtime.sink.reset(token)
         self._hand_over(place.row, given)
-        if place.instead_of is not None:
-            self._cancel(place.instead_of)
+        for replaced in place.instead_of:
+            self._cancel(replaced)
         return sent
 
     def _give_up(self) -> None:
