@@ -10,13 +10,12 @@ from tests.support.brokers import broker, own_broker, vhost
 from tests.support.brokers import fail_skipped as pytest_runtest_makereport
 from tests.support.brokers import parametrize as pytest_generate_tests
 from tests.support.lossmodes import fixtures as lossmodes
-from tests.support.lossmodes.fixtures import nursery, own_stage, stage
+from tests.support.lossmodes.fixtures import own_stage, stage
 from tests.support.stores import database_url, server_url, store_servers
 
 __all__ = [
     "broker",
     "database_url",
-    "nursery",
     "own_broker",
     "own_stage",
     "pytest_generate_tests",

@@ -10,7 +10,8 @@ from tests.support.lossmodes.scenario import Scenario, Stage
 from tests.support.lossmodes.side import CONFIRMING, LATE, ONE, Side
 from tests.support.lossmodes.verdict import Ending, Outcome
 
-pytestmark = pytest.mark.one_broker
+# Long until they have been run to the end for their records.
+pytestmark = [pytest.mark.one_broker, pytest.mark.long]
 
 
 def test_the_queue_of_the_next_link_is_full(stage: Stage) -> None:

@@ -115,6 +115,7 @@ def test_the_broker_is_away_for_long(stage: Stage) -> None:
     )
 
 
+@pytest.mark.long
 def test_the_connection_breaks_again_and_again(stage: Stage) -> None:
     """After each of three breaks the worker consumes again, on both sides."""
 

@@ -21,6 +21,7 @@ from tests.support.workers import ROOT
 pytestmark = pytest.mark.one_broker
 
 
+@pytest.mark.long
 def test_a_loss_is_noticed(stage: Stage) -> None:
     """A scenario that loses a task on plain Celery fails when plain Celery is run in the place of unlost."""
     with pytest.raises(AssertionError, match="unlost: lost"):

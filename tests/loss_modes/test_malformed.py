@@ -13,6 +13,7 @@ from unlost.topology.naming import dead_letter_exchange_of
 pytestmark = pytest.mark.one_broker
 
 
+@pytest.mark.long
 def test_a_malformed_message_is_there_before_the_worker(stage: Stage) -> None:
     """A plain worker that starts on a malformed message holds it, unsettled; unlost makes it a letter."""
 
@@ -35,6 +36,7 @@ def test_a_malformed_message_is_there_before_the_worker(stage: Stage) -> None:
     )
 
 
+@pytest.mark.long
 def test_a_malformed_message_reaches_a_running_worker(stage: Stage) -> None:
     """One message without the header ``id`` ends every plain worker in turn; unlost makes it a letter."""
 

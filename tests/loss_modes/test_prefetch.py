@@ -8,7 +8,8 @@ from tests.support.lossmodes.scenario import Scenario, Stage
 from tests.support.lossmodes.side import LATE, ONE, QUORUM, Side
 from tests.support.lossmodes.verdict import Ending, Outcome
 
-pytestmark = pytest.mark.one_broker
+# Long until they have been run to the end for their records.
+pytestmark = [pytest.mark.one_broker, pytest.mark.long]
 
 
 def test_a_busy_worker_hoards_what_an_idle_one_could_run(stage: Stage) -> None:

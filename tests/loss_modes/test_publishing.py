@@ -81,6 +81,7 @@ def test_an_error_reaches_the_wrong_publish(stage: Stage) -> None:
     )
 
 
+@pytest.mark.long
 def test_a_queue_is_mistyped(stage: Stage) -> None:
     """A queue name that nobody declared becomes a queue that nobody consumes; unlost refuses it."""
 
@@ -101,6 +102,7 @@ def test_a_queue_is_mistyped(stage: Stage) -> None:
     )
 
 
+@pytest.mark.long
 def test_the_queue_is_declared_otherwise(stage: Stage) -> None:
     """A queue with another argument than the worker's ends a plain worker; unlost's never declare."""
 

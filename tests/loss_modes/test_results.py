@@ -8,7 +8,8 @@ from tests.support.lossmodes.scenario import Scenario, Stage
 from tests.support.lossmodes.side import LATE, ONE, WITH_LETTERS, Side
 from tests.support.lossmodes.verdict import Ending, Outcome
 
-pytestmark = pytest.mark.one_broker
+# Long until they have been run to the end for their records.
+pytestmark = [pytest.mark.one_broker, pytest.mark.long]
 
 #: A backend that fails at every use; tasks use it if they keep their result.
 DOWN = {"result_backend": "db+sqlite:////nonexistent/results.sqlite", "task_ignore_result": True}

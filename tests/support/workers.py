@@ -63,21 +63,11 @@ class Bench:
     def start(self, *arguments: str, wait: bool = True, module: str | None = None) -> subprocess.Popen[bytes]:
         """Start a worker of the bench's module, or another; returns when it consumes."""
         log = self.folder / f"worker-{len(self.workers)}.log"
-        command = ["-A", f"{module or self.module}:app", "worker", "--loglevel=INFO", "--concurrency=2"]
-        flags = [f"--hostname=w{len(self.workers)}@%h", "--without-gossip", "--without-mingle"]
-        worker = self.spawn([*command, *flags, *arguments], log)
-        self.workers.append(worker)
-        if wait:
-            wait_until(
-                lambda: " ready." in log.read_text(), SOON, "the worker is ready", why_not=log.read_text
-            )
-        return worker
-
-    def spawn(self, arguments: list[str], log: Path) -> subprocess.Popen[bytes]:
-        """Start ``celery`` with these arguments in a process of its own."""
+        command = [sys.executable, "-m", "celery", "-A", f"{module or self.module}:app", "worker"]
+        flags = ["--loglevel=INFO", "--concurrency=2", f"--hostname=w{len(self.workers)}@%h"]
         with log.open("wb") as out:
-            return subprocess.Popen(
-                [sys.executable, "-m", "celery", *arguments],
+            worker = subprocess.Popen(
+                [*command, *flags, "--without-gossip", "--without-mingle", *arguments],
                 env=self.environment,
                 cwd=ROOT,
                 stdout=out,
@@ -85,6 +75,12 @@ class Bench:
                 # A process group of its own, so that a test can signal all of it.
                 start_new_session=True,
             )
+        self.workers.append(worker)
+        if wait:
+            wait_until(
+                lambda: " ready." in log.read_text(), SOON, "the worker is ready", why_not=log.read_text
+            )
+        return worker
 
     def log(self, number: int = 0) -> str:
         """Return what a worker has said."""

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.support.lossmodes.scenario import Stage
-from tests.support.nursery import Nursery
 from unlost.testing.brokers import Broker
 
 RECORD = "--loss-modes-record"
@@ -21,32 +19,25 @@ def add_options(parser: pytest.Parser) -> None:
     parser.addoption(SWAP, action="store_true", help="run plain Celery in place of unlost: tests must fail")
 
 
-@pytest.fixture(scope="session")
-def nursery() -> Iterator[Nursery]:
-    """Starts the workers of all scenarios."""
-    with Nursery() as made:
-        yield made
-
-
 @pytest.fixture
-def stage(broker: Broker, nursery: Nursery, tmp_path: Path, request: pytest.FixtureRequest) -> Stage:
+def stage(broker: Broker, tmp_path: Path, request: pytest.FixtureRequest) -> Stage:
     """Where a scenario is run on both sides."""
-    return _stage(broker, nursery, tmp_path, request)
+    return _stage(broker, tmp_path, request)
 
 
 @pytest.fixture
-def own_stage(own_broker: Broker, nursery: Nursery, tmp_path: Path, request: pytest.FixtureRequest) -> Stage:
+def own_stage(own_broker: Broker, tmp_path: Path, request: pytest.FixtureRequest) -> Stage:
     """Where a scenario is run that no other test's broker could bear."""
-    return _stage(own_broker, nursery, tmp_path, request)
+    return _stage(own_broker, tmp_path, request)
 
 
-def _stage(broker: Broker, nursery: Nursery, folder: Path, request: pytest.FixtureRequest) -> Stage:
+def _stage(broker: Broker, tmp_path: Path, request: pytest.FixtureRequest) -> Stage:
     records = request.config.getoption(RECORD)
+    name = f"{request.path.name}::{request.function.__name__}"
     return Stage(
         broker,
-        folder,
-        test=f"{request.path.name}::{request.function.__name__}",
-        nursery=nursery,
+        tmp_path,
+        test=name,
         records=Path(records) if records else None,
         swapped=request.config.getoption(SWAP),
     )

@@ -14,7 +14,6 @@ from typing import Any
 from tests.support.lossmodes.record import Record
 from tests.support.lossmodes.side import DEFAULTS, Plain, Side, side
 from tests.support.lossmodes.verdict import Ending, Evidence, Outcome, endings_of, has_ended, judge
-from tests.support.nursery import Nursery
 from tests.support.workers import SOON
 from unlost.errors import HarnessError
 from unlost.testing.brokers import Broker
@@ -61,7 +60,6 @@ class Stage:
         broker: Shared by both sides and by other tests.
         folder: For stores and logs.
         test: Of the scenario, for its record.
-        nursery: Starts the workers.
         records: Where to write the record; ``None`` writes none.
         swapped: Run plain Celery where unlost should be, to see that the test notices.
     """
@@ -69,7 +67,6 @@ class Stage:
     broker: Broker
     folder: Path
     test: str
-    nursery: Nursery
     records: Path | None = None
     swapped: bool = False
 
@@ -103,7 +100,7 @@ class Stage:
 
     def _run(self, scenario: Scenario, plain: Plain | None, name: str) -> Evidence:
         """Run one side; a scenario on plain Celery need not come to an end."""
-        given = (scenario.settings, scenario.conf, scenario.work_queue, self.nursery)
+        given = (scenario.settings, scenario.conf, scenario.work_queue)
         with side(self.broker, self.folder / name, plain, *given) as stage:
             scenario.act(stage)
             if name == "unlost" and not self.swapped:

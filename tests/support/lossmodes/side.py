@@ -33,7 +33,6 @@ from tests.support.lossmodes.app import (
     make_app,
 )
 from tests.support.lossmodes.verdict import Evidence
-from tests.support.nursery import Nursery
 from tests.support.workers import SOON, Bench
 from unlost.broker.apply import apply
 from unlost.broker.management import Management
@@ -122,7 +121,6 @@ class Side(Bench):
     plain: Plain | None = None
     broker: Broker | None = None
     proxy: Link | None = None
-    nursery: Nursery | None = None
     refused: dict[str, Exception] = field(default_factory=dict)
     ended: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
@@ -140,12 +138,6 @@ class Side(Bench):
     def app(self) -> Celery:
         """The publisher's app, in this process; it reaches the broker directly."""
         return make_app({**self.environment, "CELERY_BROKER_URL": self.vhost.amqp_url})
-
-    def spawn(self, arguments: list[str], log: Path) -> Any:
-        """Start ``celery`` with these arguments in a process of its own."""
-        if self.nursery is None:
-            return super().spawn(arguments, log)
-        return self.nursery.start(arguments, self.environment, log)
 
     def send(self, task: str, label: str, *args: Any, **options: Any) -> None:
         """Publish a task as an application does; what raises is noted as refused."""
@@ -399,7 +391,6 @@ def side(
     settings: Mapping[str, str],
     conf: Mapping[str, Any],
     work_queue: Mapping[str, Any] | None = None,
-    nursery: Nursery | None = None,
 ) -> Iterator[Side]:
     """Set up a side on a fresh vhost; its workers are killed at the end.
 
@@ -410,7 +401,6 @@ def side(
         settings: Environment variables of workers and clients.
         conf: Celery's settings on both sides.
         work_queue: What unlost's topology says of the first queue.
-        nursery: Starts the workers.
     """
     folder.mkdir()
     topology = {**TOPOLOGY, "queues": {**TOPOLOGY["queues"], WORK: work_queue}}
@@ -422,7 +412,7 @@ def side(
     with ExitStack() as stack:
         vhost = stack.enter_context(broker.fresh_vhost())
         proxy = stack.enter_context(Link(vhost.amqp_url))
-        made = Side(vhost, folder, environment, plain=plain, broker=broker, proxy=proxy, nursery=nursery)
+        made = Side(vhost, folder, environment, plain=plain, broker=broker, proxy=proxy)
         stack.callback(made.stop)
         made.declare()
         app = made.app
