@@ -222,10 +222,10 @@ class ReliableConsumer(Consumer):
         fatal = (*self.connection_errors, *self.channel_errors)
 
         def on_task_received(message: Any) -> Any:
-            if UNREADABLE in message.headers:
-                return self._dead_letter(message, "undecodable", str(message.headers[UNREADABLE]))
             message.on_the_loop = self.call_soon_ack
             message.queue = self._queue_of(message)
+            if UNREADABLE in message.headers:
+                return self._dead_letter(message, "undecodable", str(message.headers[UNREADABLE]))
             problem = problem_of_headers(message.headers)
             if problem is not None:
                 return self._dead_letter(message, "malformed", problem)
@@ -305,8 +305,11 @@ class ReliableConsumer(Consumer):
             logger.exception("a letter or parked copy could not be published: its delivery is given back")
             self.call_soon_ack(message.reject_log_error, logger, self.connection_errors, True)
             return
-        then()
-        self.call_soon_ack(message.ack_log_error, logger, self.connection_errors)
+        try:
+            then()
+        finally:
+            # The copy is confirmed: whatever else goes wrong, nobody else shall send another.
+            self.call_soon_ack(message.ack_log_error, logger, self.connection_errors)
 
     def _publish(self, copy: Outgoing) -> None:
         try:
