@@ -139,6 +139,7 @@ def test_the_connection_breaks_again_and_again(stage: Stage) -> None:
     )
 
 
+@pytest.mark.long
 def test_a_body_keeps_the_worker_from_its_heartbeats(stage: Stage) -> None:
     """A worker that sends no heartbeats is taken for dead, and what it runs is delivered again."""
 

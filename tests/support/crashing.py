@@ -131,9 +131,9 @@ def unexplained() -> list[str]:
         recorded[label] += (row.crashes + row.lost) if row else 0
     tokens = {label: {token for of, _, token in lines if of == label} for label, _, _ in lines}
     return [
-        f"{label}: {count} times, {recorded[label]} crashes and losses, {len(tokens[label])} tokens"
+        f"{label}: {count} times, {recorded[label]} crashes and losses, {len(tokens.get(label, ()))} tokens"
         for label, count in there().items()
-        if count - 1 > recorded[label] or len(tokens[label]) > 1
+        if count - 1 > recorded[label] or len(tokens.get(label, ())) > 1
     ]
 
 

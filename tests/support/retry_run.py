@@ -20,6 +20,7 @@ from tests.support.retry_verdict import Start, Window, read_starts
 from tests.support.workers import ROOT
 from unlost.broker.apply import apply
 from unlost.broker.management import Management
+from unlost.chaos.clock import OFFSET_VARIABLE, offset_ns
 from unlost.chaos.crew import Command, Crew
 from unlost.chaos.history import Recorder, fresh_file
 from unlost.chaos.nemesis import Conductor, KillWorkers, Scene, Schedule
@@ -177,6 +178,7 @@ def _environment(vhost: Vhost, folder: Path, store: str) -> dict[str, str]:
         **os.environ,
         "CELERY_BROKER_URL": vhost.amqp_url,
         "UNLOST_STORE": store,
+        OFFSET_VARIABLE: str(offset_ns()),
         "UNLOST_CONNECT_PATIENCE": "60",
         "UNLOST_PUBLISH_PATIENCE": "120",
         "UNLOST_LEASE": "6",

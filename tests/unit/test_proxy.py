@@ -73,7 +73,7 @@ def test_a_reset_ends_open_and_new_connections(echo: str) -> None:
             link.injure(Fault(kind="reset"))
             with pytest.raises(ConnectionError):
                 asked(client) or asked(client)
-        with connect(link) as client, pytest.raises(ConnectionError):
+        with pytest.raises(ConnectionError), connect(link) as client:
             asked(client) or asked(client)
         link.heal()
         with connect(link) as client:

@@ -54,6 +54,10 @@ def _index_ended(connection: Connection) -> None:
 MIGRATIONS = (Migration(1, _create), Migration(2, _index_ended))
 
 
+#: Columns that only the end of a lease and a takeover change.
+COUNTS = frozenset({"crashes", "lost"})
+
+
 def to_columns(row: Row) -> dict[str, Any]:
     """Return a row's column values, but for the key and the time of the change."""
     return {
@@ -72,6 +76,15 @@ def to_columns(row: Row) -> dict[str, Any]:
         "result": row.result,
         "failure": failure_text(row.failure),
     }
+
+
+def known_to_holder(row: Row) -> dict[str, Any]:
+    """Return what a holder may write: it does not know what was counted since it got its lease.
+
+    SQLAlchemy also sets the columns that are named among the parameters of an update alone, so they must not
+    be there either.
+    """
+    return {name: value for name, value in to_columns(row).items() if name not in COUNTS}
 
 
 def failure_text(failure: Failure | None) -> str | None:

@@ -30,7 +30,15 @@ from unlost.database.errors import is_contention, is_passing, translated
 from unlost.database.migrations import migrate
 from unlost.errors import ConfigurationError, LeaseLost, StoreError, StoreUnavailable
 from unlost.idempotency.holder import is_gone, is_of_another_boot
-from unlost.idempotency.schema import MIGRATIONS, PART, failure_text, from_columns, messages, to_columns
+from unlost.idempotency.schema import (
+    MIGRATIONS,
+    PART,
+    failure_text,
+    from_columns,
+    known_to_holder,
+    messages,
+    to_columns,
+)
 from unlost.idempotency.statements import Statements
 
 logger = logging.getLogger(__name__)
@@ -195,7 +203,7 @@ class SqlStore:
     def _replace(self, message: MessageId, row: Row, decided: Row) -> Row:
         ours = {"key": str(message), "held_token": row.token}
         with self.database.autocommit() as connection:
-            if connection.execute(self._sql.replace, {**to_columns(decided), **ours}).rowcount == 1:
+            if connection.execute(self._sql.replace, {**known_to_holder(decided), **ours}).rowcount == 1:
                 return decided
         present = self.read(message)
         if present is None or not _is_same_decision(present, decided):
@@ -222,7 +230,7 @@ class SqlStore:
         given = settlement.handed_over(row, to=to, note=note)
         ours = {"key": str(message), "held_token": row.token}
         with self._transaction() as connection:
-            if connection.execute(self._sql.replace, {**to_columns(given), **ours}).rowcount == 1:
+            if connection.execute(self._sql.replace, {**known_to_holder(given), **ours}).rowcount == 1:
                 connection.execute(self._sql.renew, {"keys": [str(message)], "lease": lease.total_seconds()})
                 return given
         present = self.read(message)

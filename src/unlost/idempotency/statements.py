@@ -7,7 +7,7 @@ from sqlalchemy import bindparam, delete, exists, func, insert, literal, select,
 from unlost.core.settlement import ENDED, State
 from unlost.core.uniqueness import PREFIX
 from unlost.database.dialect import DatabaseDialect
-from unlost.idempotency.schema import messages
+from unlost.idempotency.schema import COUNTS, messages
 
 _KEY = messages.c.message == bindparam("key")
 _COLUMNS = [column.name for column in messages.columns if column.name not in ("message", "updated_ms")]
@@ -49,8 +49,7 @@ class Statements:
         everything = update(messages).values(**columns, updated_ms=wall)
         self.overwrite = everything.where(_KEY)
         still_ours = (_KEY, messages.c.token == bindparam("held_token"), leased)
-        # A holder does not know what was counted since it got its lease.
-        known = {name: value for name, value in columns.items() if name not in ("crashes", "lost")}
+        known = {name: value for name, value in columns.items() if name not in COUNTS}
         self.replace = update(messages).values(**known, updated_ms=wall).where(*still_ours)
         self.complete = (
             update(messages)
