@@ -227,6 +227,8 @@ def test_a_store_without_fencing_is_found() -> None:
     """A store that lets a late holder write what it likes does not pass."""
 
     class Careless(MemoryStore):
+        """Writes whoever holds the lease."""
+
         def _replace(self, message: str, expected: Mapping[str, Any], row: Row, **how: Any) -> bool:  # noqa: ARG002
             return super()._replace(message, {}, row, **how)
 
@@ -238,7 +240,7 @@ def run(ledger: Ledger, **options: Any) -> None:
     """Try many sequences on a store."""
 
     class OnStore(Machine):
-        pass
+        """On this store."""
 
     OnStore.ledger = ledger
     OnStore.pass_time = staticmethod(time_machine(ledger))

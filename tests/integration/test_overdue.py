@@ -33,6 +33,7 @@ def supports_policy(shop: Bench) -> bool:
     return tuple(int(part) for part in version.split(".")[:2]) >= (4, 3)
 
 
+@pytest.mark.one_broker
 def test_a_run_past_the_consumer_timeout_is_reported_and_harms_nobody(
     vhost: Vhost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -77,7 +77,8 @@ def app(vhost: Vhost, tmp_path: Path) -> Iterator[Celery]:
             name="full",
             pattern=f"^{FULL}$",
             apply_to="queues",
-            priority=100,
+            # Above the usual policy: of two at the same priority either may win.
+            priority=101,
             definition={"max-length": 1, "overflow": "reject-publish"},
         )
         management.put_policy(full)

@@ -111,6 +111,8 @@ class Fates:
 
     def _take_letters(self) -> None:
         with open_channel(self.shop.vhost.amqp_url) as channel:
+            # py-amqp would decode a letter's body by its own word.
+            channel.auto_decode = False
             while (message := channel.basic_get("t.work.dlq")) is not None:
                 body = _bytes(message.body)
                 headers: Mapping[Any, Any] = message.properties.get("application_headers") or {}

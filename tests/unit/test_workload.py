@@ -74,7 +74,7 @@ def test_a_workload_that_others_cannot_import_is_refused() -> None:
 
     @dataclass(frozen=True, kw_only=True)
     class Local(Ticks):
-        pass
+        """Inside a function."""
 
     with pytest.raises(HarnessError, match="top level"):
         path_of(Local(label="x"))
