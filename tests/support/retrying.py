@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterable
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -16,6 +18,7 @@ from celery.signals import task_received
 
 import unlost
 from tests.support.traces import leave
+from unlost.chaos import Workload
 
 app = Celery("retrying")
 runtime = unlost.install(app, topology=os.environ["TEST_TOPOLOGY"])
@@ -58,8 +61,17 @@ def note(request: Any, number: int, attempt: int, now: float, after_ms: int) -> 
     )
 
 
-class Retries:
-    """The chaos kit's view of the app; the run keeps its own records."""
+@dataclass(frozen=True, kw_only=True)
+class Retries(Workload):
+    """The chaos kit's view of the app; the run publishes and keeps its records itself."""
+
+    def publish(self, number: int) -> None:
+        """Nothing is published by the kit."""
+        raise NotImplementedError
 
     def value_of(self, *_: Any) -> None:
         """Nothing is promised here."""
+
+    def effects(self) -> Iterable[tuple[str, int]]:
+        """No effect is read."""
+        return ()
