@@ -105,6 +105,7 @@ def _run(plan: Plan, broker: Broker, scene: Scene, environment: Mapping[str, str
     with Conductor(Schedule.draw(nemeses, plan.seed, span), scene) as killer:
         client = threading.Thread(target=_publish, args=(messages, plan.rate, environment))
         client.start()
+        scene.begun.set()
         if plan.restart_broker:
             _wait_for_retries(starts, len(sent) // 10, plan.patience)
             outages.append(_restart(broker))

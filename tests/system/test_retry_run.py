@@ -33,7 +33,7 @@ def report(outcome: Outcome) -> str:
 @pytest.mark.one_broker
 def test_retries_are_exact_under_kills_and_a_broker_restart(own_broker: Broker, tmp_path: Path) -> None:
     """Retries after up to three seconds, while workers die and the broker is killed once."""
-    plan = Plan(messages=120, rate=20, longest=timedelta(seconds=3), kill_every=timedelta(seconds=5))
+    plan = Plan(messages=120, rate=20, longest=timedelta(seconds=3), kill_every=timedelta(seconds=3))
     outcome = run(plan, own_broker, tmp_path)
     print(report(outcome))
     assert_exact(outcome)
