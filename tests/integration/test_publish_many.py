@@ -205,6 +205,7 @@ def test_a_full_queue_is_backpressure_while_somebody_consumes(vhost: Vhost) -> N
     assert sorted(ids(taken)) == sorted(each.message_id for each in sent)
 
 
+@pytest.mark.one_broker
 def test_nothing_is_written_during_a_memory_alarm(broker: Broker, vhost: Vhost, queue: str) -> None:
     """While the broker is short of memory all fail as Refused, and none of them is there afterwards."""
     with publisher(vhost.amqp_url, confirm_timeout=BRIEFLY) as publishing:

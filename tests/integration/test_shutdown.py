@@ -13,6 +13,8 @@ import pytest
 from tests.support.workers import Bench, bench
 from unlost.testing.brokers import Vhost
 
+pytestmark = pytest.mark.one_broker
+
 GRACE = 3
 #: From the end of the grace to the end of the process: a child is signalled, watched and reaped.
 REST = timedelta(seconds=15)

@@ -15,7 +15,7 @@ from tests.support.lossmodes.side import CONFIRMING, LATE, ONE, QUORUM, Side
 from tests.support.lossmodes.verdict import Ending, Outcome
 from unlost.testing.brokers.alarms import memory_alarm
 
-pytestmark = pytest.mark.one_broker
+pytestmark = [pytest.mark.one_broker, pytest.mark.long]
 
 
 def test_the_connection_is_lost_while_a_task_runs(stage: Stage) -> None:
@@ -115,7 +115,6 @@ def test_the_broker_is_away_for_long(stage: Stage) -> None:
     )
 
 
-@pytest.mark.long
 def test_the_connection_breaks_again_and_again(stage: Stage) -> None:
     """After each of three breaks the worker consumes again, on both sides."""
 
@@ -139,7 +138,6 @@ def test_the_connection_breaks_again_and_again(stage: Stage) -> None:
     )
 
 
-@pytest.mark.long
 def test_a_body_keeps_the_worker_from_its_heartbeats(stage: Stage) -> None:
     """A worker that sends no heartbeats is taken for dead, and what it runs is delivered again."""
 
@@ -164,7 +162,6 @@ def test_a_body_keeps_the_worker_from_its_heartbeats(stage: Stage) -> None:
     )
 
 
-@pytest.mark.long
 def test_a_task_runs_past_the_consumer_timeout(stage: Stage) -> None:
     """The broker takes a delivery back that is held too long; plain Celery then runs it twice."""
 
@@ -198,7 +195,6 @@ def test_a_task_runs_past_the_consumer_timeout(stage: Stage) -> None:
     )
 
 
-@pytest.mark.long
 def test_a_memory_alarm_freezes_the_worker(own_stage: Stage) -> None:
     """With confirms on its events a plain worker stands still in an alarm; unlost confirms tasks only."""
     together = threading.Barrier(2, timeout=180)

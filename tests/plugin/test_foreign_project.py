@@ -20,6 +20,7 @@ def a_broker_can_be_had(broker: object) -> None:
 
 
 @pytest.mark.one_broker
+@pytest.mark.long
 def test_the_example_of_the_docs_passes_and_says_what_was_injured(tmp_path: Path) -> None:
     """As written in the docs: every transfer is booked once while workers die, and the summary says so."""
     status, printed = run_pytest(sys.executable, write_project(tmp_path))
@@ -29,6 +30,7 @@ def test_the_example_of_the_docs_passes_and_says_what_was_injured(tmp_path: Path
 
 
 @pytest.mark.one_broker
+@pytest.mark.long
 def test_a_failure_tells_the_life_of_the_task_and_how_to_repeat_it(tmp_path: Path) -> None:
     """With the ack before the work, tasks are lost: the report has seed, schedule, life, logs, command."""
     project = write_project(tmp_path)

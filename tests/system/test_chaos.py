@@ -27,6 +27,7 @@ pytestmark = [pytest.mark.system, pytest.mark.timeout(600), pytest.mark.usefixtu
 __all__ = ["shop_is_importable"]
 
 
+@pytest.mark.one_broker
 def test_every_order_is_carried_out_once_while_workers_are_killed(broker: Broker, tmp_path: Path) -> None:
     """Children and parents are killed all the time; each order ends in its effects or in a letter."""
     result = run(broker, tmp_path / "run", **KILLS)

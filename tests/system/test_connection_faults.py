@@ -75,6 +75,7 @@ def wait_until_consuming(shop: Bench, patience: timedelta) -> None:
 
 
 @pytest.mark.one_broker
+@pytest.mark.long
 def test_a_cut_and_a_black_hole_are_survived(broker: Broker, tmp_path: Path) -> None:
     """All connections are closed, and then lost without a word: consumed again, nothing lost."""
     with scene(broker, tmp_path) as (given, shop):

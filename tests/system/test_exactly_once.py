@@ -89,6 +89,7 @@ def test_rows_are_written_once_whatever_dies(
 
 
 @pytest.mark.timeout(900)
+@pytest.mark.long
 def test_without_the_lease_rows_are_written_twice(
     broker: Broker, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:

@@ -47,6 +47,7 @@ def test_without_confirms_orders_are_lost_with_the_broker(own_broker: Broker, tm
     assert_becomes_invalid(own_broker, tmp_path, "confirms", "lost", **BURST)
 
 
+@pytest.mark.long
 def test_without_rejecting_lost_workers_orders_are_lost(broker: Broker, tmp_path: Path) -> None:
     """The delivery of a child that was killed is acked."""
     assert_becomes_invalid(broker, tmp_path, "lost_worker_reject", "lost", **KILLS)

@@ -134,6 +134,7 @@ def is_busy(log: Path) -> bool:
 
 
 @pytest.mark.one_broker
+@pytest.mark.long
 def test_stopped_workers_lose_nothing_and_repeat_nothing(shop: Bench) -> None:
     """Nine stops under load, in every way at least once: each confirmed task has its effect, once."""
     verdict, _ = stop_again_and_again(shop, [*islice(cycle(WAYS), 9)])
