@@ -91,6 +91,17 @@ def test_a_fault_of_the_whole_system_may_strike_between_two_tasks(fault: str, ve
     assert judged(Active(frozenset({"restart_broker"})), run)[0] is verdict
 
 
+@pytest.mark.parametrize(("effect", "verdict"), [("4", VALID), ("1.5", UNKNOWN)])
+def test_a_fault_of_the_whole_system_may_strike_while_a_message_waits(effect: str, verdict: Verdict) -> None:
+    """A confirmed message that had no effect yet was at stake; one that had it was not."""
+    run = f"""
+        1 client ok publish a
+        2 nemesis info restart_broker
+        {effect} db ok effect a
+    """
+    assert judged(Active(frozenset({"restart_broker"})), run)[0] is verdict
+
+
 def test_a_kill_between_two_tasks_is_none() -> None:
     """It must have killed a task, not an idle process."""
     run = """

@@ -168,8 +168,9 @@ def lives(history: History, values: Collection[str]) -> Mapping[str, tuple[Op, .
 class Active:
     """The run did something: a publish was confirmed, and every nemesis struck while tasks ran.
 
-    One that kills processes must have killed a running task; one that strikes the whole system, such as a
-    restart of the broker, may also have struck within half a second of a task's end.
+    One that kills processes must have killed a running task. One that strikes the whole system, such as a
+    restart of the broker, may also have struck within half a second of a task's end, or while a confirmed
+    message still waited for its effect: workers that were just killed run nothing at that moment.
 
     An idle run passes every other rule, so without this proof the verdict is ``UNKNOWN``. This is what
     Jepsen's ``stats`` checker guards against.
@@ -194,13 +195,18 @@ class Active:
 
 
 def _at_work(history: History, names: Collection[str]) -> set[str]:
-    """Return the faults of the whole system that struck it at work: a task had just ended, if none ran."""
+    """Return the faults of the whole system that struck it at work: a task had just ended, or one waited."""
     ends = sorted(op.time_ns for op in history.of("end"))
+    first = _first_effects(history)
+    waits = [(op.time_ns, first.get(value, 0)) for value, op in history.named("publish", "ok")]
     return {
         fault.f
         for fault in faults(history, names)
         if _pids(fault) is None
-        and bisect_right(ends, fault.time_ns) > bisect_left(ends, fault.time_ns - JUST_NS)
+        and (
+            bisect_right(ends, fault.time_ns) > bisect_left(ends, fault.time_ns - JUST_NS)
+            or any(confirmed < fault.time_ns < effect for confirmed, effect in waits)
+        )
     }
 
 
