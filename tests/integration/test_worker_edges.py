@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ JSON = {"content_type": "application/json", "content_encoding": "utf-8"}
 ONE_AT_A_TIME = "--concurrency=1"
 
 LEVELS = TOPOLOGY["delay"]["levels"]
+UNROUTABLE = naming.unroutable_queue_of("t")
 
 
 @pytest.fixture
@@ -281,7 +283,34 @@ def test_a_success_hook_cannot_reject_what_is_done(shop: Bench) -> None:
 @pytest.mark.parametrize("patience", ["60", "1"], ids=["held meanwhile", "given back meanwhile"])
 def test_a_letter_waits_for_an_exchange_that_is_gone(vhost: Vhost, tmp_path: Path, patience: str) -> None:
     """Without the dead-letter exchange the delivery stays; once it is there again so is the letter."""
-    with bench(vhost, tmp_path, UNLOST_LEASE="4", UNLOST_SETTLE_PATIENCE=patience) as shop:
+    with without_dead_letter_exchange(vhost, tmp_path, patience) as shop:
+        with Management(vhost.management_url, vhost.name) as management:
+            apply(Topology.load(shop.folder / "topology.yaml"), management)
+        # Between the exchange and its binding, two requests, a letter can only be unroutable.
+        shop.wait_for(lambda: shop.letters() or shop.letters(UNROUTABLE), "the letter is there")
+        work_off(shop)
+        assert traces(shop) == {"p": 1}
+        assert leftovers(shop) == {}
+
+
+def test_a_letter_that_no_queue_takes_is_kept_as_unroutable(vhost: Vhost, tmp_path: Path) -> None:
+    """An exchange that has lost its bindings sends letters where an operator finds them."""
+    with without_dead_letter_exchange(vhost, tmp_path, "60") as shop:
+        with shop.channel() as channel:
+            channel.exchange_declare(
+                naming.dead_letter_exchange_of("t"), "direct", durable=True, auto_delete=False
+            )
+        shop.wait_for(lambda: shop.letters(UNROUTABLE), "the letter is there")
+        work_off(shop)
+        [(headers, _)] = shop.letters(UNROUTABLE)
+        assert headers["x-unlost-death-reason"] == "permanent"
+        assert shop.letters() == []
+
+
+@contextmanager
+def without_dead_letter_exchange(vhost: Vhost, folder: Path, patience: str) -> Iterator[Bench]:
+    """Yield a bench whose exchange for letters is gone, and whose worker holds a letter."""
+    with bench(vhost, folder, UNLOST_LEASE="4", UNLOST_SETTLE_PATIENCE=patience) as shop:
         shop.start(ONE_AT_A_TIME)
         with shop.channel() as channel:
             channel.exchange_delete(naming.dead_letter_exchange_of("t"))
@@ -290,13 +319,7 @@ def test_a_letter_waits_for_an_exchange_that_is_gone(vhost: Vhost, tmp_path: Pat
         shop.wait_for(lambda: sign in shop.log(), "the publish failed")
         assert shop.states() == {"dead": 1}
         assert shop.letters() == []
-        with Management(vhost.management_url, vhost.name) as management:
-            apply(Topology.load(shop.folder / "topology.yaml"), management)
-        shop.wait_for(shop.letters, "the letter is there")
-        work_off(shop)
-        assert reasons(shop) == ["permanent"]
-        assert traces(shop) == {"p": 1}
-        assert leftovers(shop) == {}
+        yield shop
 
 
 def test_a_plain_task_of_the_same_app_retries_in_celerys_way(shop: Bench) -> None:
