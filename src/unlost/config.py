@@ -37,6 +37,7 @@ class Settings(BaseModel):
 
     Attributes:
         store: SQLAlchemy URL of the ledger; beside the business tables, if effects shall happen once.
+            ``none://`` for no ledger: nothing is lost, but an effect may be repeated.
         confirm_timeout: How long a publisher waits for one confirm.
         publish_patience: How long a publish is repeated under the same id before it raises.
         connect_patience: How long a publish tries to reach a broker that does not answer.

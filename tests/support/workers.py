@@ -167,19 +167,28 @@ class Bench:
 
 
 @contextmanager
-def bench(vhost: Vhost, folder: Path, **settings: str) -> Iterator[Bench]:
+def bench(
+    vhost: Vhost,
+    folder: Path,
+    shape: Mapping[str, Any] = TOPOLOGY,
+    *,
+    module: str = Bench.module,
+    **settings: str,
+) -> Iterator[Bench]:
     """Apply the topology and yield a bench; its workers are killed at the end.
 
     Args:
         vhost: Where.
         folder: For store and logs.
+        shape: The topology, as in YAML.
+        module: The module whose ``app`` the workers run.
         **settings: Environment variables of workers and clients.
     """
-    (folder / "topology.yaml").write_text(json.dumps(TOPOLOGY))
+    (folder / "topology.yaml").write_text(json.dumps(shape))
     topology = Topology.load(folder / "topology.yaml")
     with Management(vhost.management_url, vhost.name) as management:
         apply(topology, management)
-    made = Bench(vhost, folder, settings)
+    made = Bench(vhost, folder, settings, module)
     try:
         yield made
     finally:

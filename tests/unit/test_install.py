@@ -14,8 +14,10 @@ import unlost
 from tests.support.apps import WORK, close, shop
 from unlost import config
 from unlost.errors import ConfigurationError, StoreUnavailable, TopologyError
+from unlost.idempotency.none import NO_STORE
 from unlost.tasks.runtime import has_runtime
 from unlost.tasks.settings import REQUIRED
+from unlost.topology.model import Topology, WorkQueue
 
 NOWHERE = "amqp://guest:guest@127.0.0.1:1//"
 
@@ -43,10 +45,16 @@ def install(tmp_path: Path) -> Iterator[Install]:
     """Return a function that makes an app with some settings and installs unlost on it."""
     made: list[Celery] = []
 
-    def make(conf: dict[str, Any] | None = None, app: Celery | None = None, **settings: object) -> Celery:
+    def make(
+        conf: dict[str, Any] | None = None,
+        app: Celery | None = None,
+        topology: Topology | None = None,
+        **settings: object,
+    ) -> Celery:
         app = app or Celery("shop", broker=NOWHERE, set_as_current=False)
         app.conf.update(conf or {})
-        unlost.install(app, topology=shop(), store=f"sqlite:///{tmp_path / 'l.sqlite'}", settings=settings)
+        settings = {"store": f"sqlite:///{tmp_path / 'l.sqlite'}", **settings}
+        unlost.install(app, topology=topology or shop(), settings=settings)
         made.append(app)
         return app
 
@@ -202,3 +210,25 @@ def test_an_unknown_setting_is_named(install: Install) -> None:
     """A misspelt setting is refused, not ignored."""
     with pytest.raises(ConfigurationError, match="confirm_timeuot"):
         install(confirm_timeuot=3)
+
+
+def test_without_a_store_a_queue_must_count_deliveries(install: Install) -> None:
+    """No store, and a queue on which nobody counts crashes: refused, with both ways out."""
+    app = storeless(install, WorkQueue())
+    with pytest.raises(ConfigurationError, match=rf"{WORK}.*without_store: true.*store="):
+        app.register_task(Placed())
+
+
+@pytest.mark.parametrize("asks", [{"key": "number"}, {"unique": "until_started"}], ids=str)
+def test_without_a_store_nothing_is_asked_that_only_a_store_knows(
+    install: Install, asks: dict[str, Any]
+) -> None:
+    """A key or uniqueness without a store is refused when the task is registered."""
+    app = storeless(install, WorkQueue(without_store=True))
+    with pytest.raises(ConfigurationError, match=f"{next(iter(asks))}=.*kept in a store"):
+        app.register_task(type("Asking", (Placed,), asks)())
+
+
+def storeless(install: Install, queue: WorkQueue) -> Celery:
+    """Return an app without a store and with one queue."""
+    return install(topology=Topology(name="shop", queues={WORK: queue}), store=NO_STORE)

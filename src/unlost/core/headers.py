@@ -190,6 +190,11 @@ def parked(headers: Mapping[str, Any], queue: str, due: datetime) -> dict[str, A
     return _with_due(changed, due)
 
 
+def budget_start_of(headers: Mapping[str, Any]) -> int | None:
+    """Return when a message's retry budget began, epoch milliseconds, as its headers say."""
+    return _integer(headers, BUDGET_START, 0, most=None) or None
+
+
 def is_newer(headers: Mapping[str, Any]) -> bool:
     """Return whether a message was written by a release whose headers we cannot read."""
     return _integer(headers, VERSION, 0) > CURRENT_VERSION

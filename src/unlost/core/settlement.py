@@ -84,11 +84,15 @@ class Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delivery:
-    """What a worker brings: a message, the generation it claims, and a holder made for it."""
+    """What a worker brings: a message, the generation it claims, and a holder made for it.
+
+    ``budget_start_ms`` is when the message says that its retry budget began; the ledger knows better.
+    """
 
     message: MessageId
     generation: Generation
     holder: str
+    budget_start_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from unlost.database.database import SUPPORTED
 from unlost.database.database import is_supported as is_sql
 from unlost.errors import ConfigurationError
 from unlost.idempotency.memory import MemoryStore
+from unlost.idempotency.none import NO_STORE, NoStore
 from unlost.idempotency.redis import RedisStore
 from unlost.idempotency.sql import SqlStore, UnguardedStore
 
@@ -20,7 +21,7 @@ def open_store(url: str, *, lease: timedelta = timedelta(seconds=15), unguarded:
 
     Args:
         url: ``sqlite:///PATH``, ``postgresql+psycopg://...``, ``mariadb+pymysql://...``, ``redis://...``,
-            or ``memory://`` for tests in one process.
+            ``memory://`` for tests in one process, or ``none://`` for no store.
         lease: How long a process may stand still while it holds a row locked.
         unguarded: Switch the lease off, for runs that prove that it is needed; SQL only.
 
@@ -32,12 +33,14 @@ def open_store(url: str, *, lease: timedelta = timedelta(seconds=15), unguarded:
     scheme = url.partition(":")[0]
     if scheme in _REDIS:
         return RedisStore(url)
+    if url == NO_STORE:
+        return NoStore()
     if scheme == "memory":
         return MemoryStore()
     # What is no URL may hold a password: it is not repeated.
     if "://" in url and not is_sql(url):
         raise ConfigurationError(
             f"no store has the scheme {scheme}: use {SUPPORTED}, redis://HOST:PORT/NUMBER, "
-            "or memory:// in tests"
+            "none:// for none, or memory:// in tests"
         )
     return SqlStore(url, stall=lease)

@@ -13,7 +13,8 @@ from typing import Any
 
 from unlost.core.ids import MessageId
 from unlost.core.settlement import AlreadyDone, Delivery, Limits, Run
-from unlost.errors import LeaseLost
+from unlost.errors import ConfigurationError, LeaseLost
+from unlost.idempotency.none import NoStore
 from unlost.tasks.attempt import Attempt
 from unlost.tasks.patience import while_store_is_down
 from unlost.tasks.results import decode_result, encode_result
@@ -24,6 +25,8 @@ _NO_LIMITS = Limits(max_crashes=2**31, max_lost=2**31)
 
 def checkpoint(runtime: Runtime, attempt: Attempt, name: str, act: Callable[[], Any]) -> Any:
     """Do a step, or return what it returned before; see :meth:`unlost.ReliableTask.checkpoint`."""
+    if isinstance(attempt.ledger, NoStore):
+        raise ConfigurationError(f"{attempt.message.task}: checkpoint() needs a store, and the app has none")
     step = step_of(attempt, name)
     delivery = Delivery(message=step, generation=attempt.row.generation, holder=attempt.row.holder or "")
     settings = runtime.settings

@@ -22,6 +22,7 @@ from unlost.core.retry import RetryPolicy
 from unlost.core.standing import Standing
 from unlost.core.uniqueness import OnConflict, Unique
 from unlost.errors import ConfigurationError, RetryLater
+from unlost.idempotency.none import NO_STORE, NoStore
 from unlost.tasks import journal, standing
 from unlost.tasks import unique as uniqueness
 from unlost.tasks.attempt import Attempt
@@ -459,6 +460,8 @@ def refuse_unsafe(task: type[ReliableTask], runtime: Runtime) -> None:
     if task.queue is not None:
         runtime.topology.work_queue(task.queue)
     _refuse_celerys_rate_limit(task)
+    if isinstance(runtime.ledger, NoStore):
+        _refuse_needing_a_store(task, runtime)
     if (task.breaker or task.limit) and runtime.throttle is None:
         raise ConfigurationError(
             f"task {task.name} has a breaker or a limit, which all workers share in an SQL database, and the "
@@ -485,6 +488,23 @@ def _refuse_celerys_rate_limit(task: type[ReliableTask]) -> None:
             f"task {task.name}: rate_limit={task.rate_limit!r} would hold messages in the memory of each "
             "worker, and counts for that worker alone: use limit=unlost.Limit(name=..., rate=..., per=...)"
         )
+
+
+def _refuse_needing_a_store(task: type[ReliableTask], runtime: Runtime) -> None:
+    """Refuse a task that asks for what only a store can remember, or whose queue leaves poison to a store."""
+    name = task.queue or next(iter(runtime.topology.queues))
+    if not runtime.topology.queues[name].without_store:
+        raise ConfigurationError(
+            f"task {task.name}: the app has no store ({NO_STORE}) that counts crashes, and on queue {name!r} "
+            "the broker does not count them either: declare the queue `without_store: true`, or give "
+            "install(app, store=...) a store"
+        )
+    for name in ("key", "unique"):
+        if getattr(task, name) is not None:
+            raise ConfigurationError(
+                f"task {task.name}: {name}={getattr(task, name)!r} is kept in a store, and the app has none "
+                f"({NO_STORE}): give install(app, store=...) one, or remove the attribute"
+            )
 
 
 def _refuse_slow(task: type[ReliableTask], runtime: Runtime) -> None:

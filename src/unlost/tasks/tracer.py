@@ -105,7 +105,12 @@ def _arrive(task: ReliableTask, runtime: Runtime, request: dict[str, Any]) -> At
         return None
     properties = request.get("properties") or {}
     headers = properties.get("application_headers") or {}
-    delivery = Delivery(message=h.message_id_of(headers), generation=h.generation_of(headers), holder=holder)
+    delivery = Delivery(
+        message=h.message_id_of(headers),
+        generation=h.generation_of(headers),
+        holder=holder,
+        budget_start_ms=h.budget_start_of(headers),
+    )
     due = due_of(headers)
     waited = has_waited(runtime.topology, request.get("delivery_info"))
     early = due is not None and not waited and due - datetime.now(UTC) > EARLY
@@ -277,6 +282,7 @@ def _decision_message(runtime: Runtime, attempt: Attempt, decided: Row) -> Outgo
     if decided.state is State.WAITING:
         due = from_epoch_ms(decided.due_ms) if decided.due_ms else None
         changed = h.successor(attempt.headers, decided.generation, due)
+        changed[h.BUDGET_START] = decided.started_ms
         return outgoing(attempt, *route(runtime.topology, attempt.queue, due), changed, message_id)
     failure = decided.failure or Failure(reason="unknown")
     named = {**attempt.headers, h.QUEUE: attempt.queue}
