@@ -18,22 +18,20 @@ from kombu import Queue
 from sqlalchemy import Column, Integer, MetaData, Table, insert
 
 import unlost
+from benchmarks.shape import QUEUE, topology_for
 from unlost.database.database import Database
-from unlost.topology.model import Topology, WorkQueue
-
-QUEUE = "bench.work"
 
 #: Bytes of a line of the files of times, as :mod:`benchmarks.idempotency` counts them.
 LINE = 21
-TOPOLOGY = Topology(name="bench", queues={QUEUE: WorkQueue()})
 
 rows = Table("bench_rows", MetaData(), Column("id", Integer, primary_key=True), Column("number", Integer))
+
 
 store = os.environ.get("BENCH_STORE", "")
 app = Celery("bench", broker=os.environ["CELERY_BROKER_URL"])
 app.conf.update(task_ignore_result=True, broker_connection_retry_on_startup=True)
 if store:
-    unlost.install(app, topology=TOPOLOGY, store=store)
+    unlost.install(app, topology=topology_for(store), store=store)
     Base: type[Task] = unlost.ReliableTask
 else:
     app.conf.update(

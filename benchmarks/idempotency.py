@@ -6,7 +6,7 @@ each counts, so that a machine that grows slower strikes both. A pair runs the s
 one row written, by plain Celery in a transaction of its own in the same database.
 
 SQLite is at ``synchronous=FULL``, PostgreSQL at ``synchronous_commit=on``, Redis at ``appendfsync always``.
-``no_store`` is the memory store: all of unlost but the way to a server.
+``no_store`` is unlost without a ledger.
 """
 
 from __future__ import annotations
@@ -27,9 +27,11 @@ import click
 from kombu import Connection
 
 from benchmarks import latency
+from benchmarks.shape import QUEUE, topology_for
 from unlost.broker.apply import apply
 from unlost.broker.management import Management
 from unlost.database.database import Database
+from unlost.idempotency.none import NO_STORE
 from unlost.testing.brokers import Vhost, start_broker
 from unlost.testing.stores import start_store
 from unlost.testing.waiting import wait_until
@@ -51,7 +53,7 @@ class Pair:
 
 
 PAIRS = (
-    Pair("no_store_vs_hardened_celery", "memory", "bench.nothing"),
+    Pair("no_store_vs_hardened_celery", "none", "bench.nothing"),
     Pair("redis_vs_hardened_celery", "redis", "bench.nothing"),
     Pair("postgresql_unit_of_work_vs_hardened_celery", "postgresql", "bench.write_row"),
     Pair("sqlite_vs_hardened_celery", "sqlite", "bench.write_row"),
@@ -67,7 +69,7 @@ def main(tasks: int, rounds: int, prefetch: int) -> None:
     ratios: dict[str, float] = {}
     with start_broker(environ=os.environ) as broker, ExitStack() as stack:
         stores = {
-            kind: stack.enter_context(url_of(kind)) for kind in ("memory", "redis", "postgresql", "sqlite")
+            kind: stack.enter_context(url_of(kind)) for kind in ("none", "redis", "postgresql", "sqlite")
         }
         for pair in PAIRS:
             plain, safe = [], []
@@ -80,6 +82,8 @@ def main(tasks: int, rounds: int, prefetch: int) -> None:
             ratios[pair.name] = round(b / a, 3)
             click.echo(f"{pair.name}: {a:.0f}/s plain, {b:.0f}/s unlost (prefetch multiplier {prefetch})")
         for kind, url in stores.items():
+            if url == NO_STORE:
+                continue
             p50, p99 = latency.of(url)
             click.echo(f"{kind}: acquire and complete take {p50:.2f} ms (p50), {p99:.2f} ms (p99)")
     click.echo(json.dumps(ratios))
@@ -88,8 +92,8 @@ def main(tasks: int, rounds: int, prefetch: int) -> None:
 @contextmanager
 def url_of(kind: str) -> Iterator[str]:
     """Yield the URL of an empty store of a kind."""
-    if kind == "memory":
-        yield "memory://"
+    if kind == "none":
+        yield NO_STORE
     elif kind == "sqlite":
         with tempfile.TemporaryDirectory() as folder:
             yield f"sqlite:///{folder}/bench.sqlite"
@@ -135,15 +139,12 @@ def make_table(url: str) -> None:
 def declare(vhost: Vhost, store: str) -> None:
     """Declare what the run needs: the topology, or one quorum queue."""
     if store:
-        from unlost.topology.model import Topology, WorkQueue
-
-        topology = Topology(name="bench", queues={"bench.work": WorkQueue()})
         with Management(vhost.management_url, vhost.name) as management:
-            apply(topology, management)
+            apply(topology_for(store), management)
         return
     with Connection(vhost.amqp_url) as connection:
         connection.default_channel.queue_declare(
-            "bench.work", durable=True, auto_delete=False, arguments={"x-queue-type": "quorum"}
+            QUEUE, durable=True, auto_delete=False, arguments={"x-queue-type": "quorum"}
         )
 
 
@@ -153,7 +154,7 @@ def fill(environ: Mapping[str, str], task: str, tasks: int) -> None:
 from benchmarks.app import app
 task = app.tasks[{task!r}]
 for number in range({tasks}):
-    task.apply_async((number,), queue="bench.work")
+    task.apply_async((number,), queue=QUEUE)
 """
     subprocess.run([sys.executable, "-c", code], env=dict(environ), check=True)
 
