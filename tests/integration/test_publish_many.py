@@ -35,6 +35,7 @@ from unlost.testing.brokers import Broker, Vhost
 from unlost.testing.brokers.alarms import memory_alarm
 from unlost.testing.proxy import MuteProxy
 from unlost.testing.waiting import wait_until
+from unlost.topology.objects import Policy
 
 OK, FAILED, UNKNOWN = Outcome.OK, Outcome.FAILED, Outcome.UNKNOWN
 
@@ -203,6 +204,39 @@ def test_a_full_queue_is_backpressure_while_somebody_consumes(vhost: Vhost) -> N
             wait_until(take_one, 2 * PATIENCE, "all were taken", poll=timedelta(milliseconds=20))
         assert outcomes(sending.result(30)) == [OK] * 40
     assert sorted(ids(taken)) == sorted(each.message_id for each in sent)
+
+
+def test_a_limit_that_is_lifted_is_noticed(vhost: Vhost, queue: str) -> None:
+    """A queue that was full takes messages again when its limit is taken away.
+
+    RabbitMQ 3.10 goes on refusing for ever on a channel that it has refused on before.
+    """
+    full = Policy(
+        name="full",
+        pattern=QUEUE,
+        apply_to="queues",
+        definition={"max-length": 1, "overflow": "reject-publish"},
+    )
+    with (
+        Management(vhost.management_url, vhost.name) as management,
+        publisher(vhost.amqp_url, patience=PATIENCE) as publishing,
+    ):
+        management.put(full)
+        refused = wait_until(
+            lambda: [each for each in publishing.publish_many([message()], patience=BRIEFLY) if each.error],
+            PATIENCE,
+            "the queue refuses",
+        )
+        assert outcomes(refused) == [FAILED]
+        sent, published = [message() for _ in range(20)], publishing.window(10)
+        for each in sent[:5]:
+            published.put(each)
+        management.delete(full)
+        for each in sent[5:]:
+            published.put(each)
+        published.settle()
+        assert outcomes(list(published.settled())) == [OK] * 20
+        published.close()
 
 
 @pytest.mark.one_broker

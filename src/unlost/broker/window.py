@@ -186,8 +186,10 @@ class Window:
 
     def _exchange(self) -> None:
         """Write what may be written, and handle the next thing that arrives."""
-        self._release_later()
-        self._write_due()
+        if self._must_renew:
+            self._renew()
+        if not self._must_renew:
+            self._write_due()
         link = self._link
         if link is not None and not link.is_idle:
             if link.blocked is None:
@@ -281,7 +283,7 @@ class Window:
         longest = self._patience.confirm if link.blocked is None else self._patience.publish
         since = max(link.oldest().sent_at, link.unblocked_at) if link.awaits_answers else time.monotonic()
         left = until = since + longest.total_seconds() - time.monotonic()
-        if self._later:
+        if self._later and not self._must_renew:
             left = min(left, self._later_at - time.monotonic())
         if link.drain(left):
             self._note_answers(link)
@@ -314,10 +316,24 @@ class Window:
         elif error is not None:
             entry.given_up = error
 
-    def _release_later(self) -> None:
-        if self._later and time.monotonic() >= self._later_at:
-            self._due.extendleft(reversed(self._later))
-            self._later = []
+    @property
+    def _must_renew(self) -> bool:
+        """Whether it is time for another try of what was refused; till then no more is written."""
+        return bool(self._later) and time.monotonic() >= self._later_at
+
+    def _renew(self) -> None:
+        """Try again what was refused, on another channel, once nothing is on its way on this one.
+
+        A channel on which a full queue has refused may never learn that there is room: RabbitMQ 3.10 does
+        not tell it when the limit is taken away (seen live), and refuses everything on it from then on.
+        """
+        if self._link is not None:
+            if not self._link.is_idle:
+                return
+            self._pool.discard(self._link)
+            self._link = None
+        self._due.extendleft(reversed(self._later))
+        self._later = []
 
     def _harvest(self) -> None:
         """Move what has an outcome to the exit, in order."""
