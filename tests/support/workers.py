@@ -171,8 +171,8 @@ def bench(
     vhost: Vhost,
     folder: Path,
     shape: Mapping[str, Any] = TOPOLOGY,
-    *,
     module: str = Bench.module,
+    /,
     **settings: str,
 ) -> Iterator[Bench]:
     """Apply the topology and yield a bench; its workers are killed at the end.

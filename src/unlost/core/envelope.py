@@ -18,6 +18,10 @@ _EMBED: Mapping[str, type | tuple[type, ...]] = {
     "chord": Mapping,
 }
 
+#: Types of most headers' values, which take few bytes beside a text's own.
+_PLAIN = frozenset({str, int, float, bool, type(None)})
+_PLAIN_BYTES = 16
+
 #: Headers that are epoch milliseconds.
 TIMES = (h.DUE, h.EXPIRES, h.FIRST_PUBLISHED, h.BUDGET_START)
 #: The end of the year 9999: Python knows no later one.
@@ -51,10 +55,10 @@ def problem_of_headers(headers: Any) -> str | None:
         if _is_integer(headers.get(name)) and not 0 <= headers[name] <= LATEST_MS:
             return f"header {name!r} is no time"
     for name, value in headers.items():
-        if str(name).startswith(h.PREFIX) and isinstance(value, Mapping | list | tuple):
+        if type(value) not in _PLAIN and str(name).startswith(h.PREFIX) and _is_nested(value):
             # Ours are texts and numbers; whoever reads one looks it up or compares it.
             return f"header {name!r} is no text or number"
-    if size_of(headers) > MAX_HEADER_BYTES:
+    if not _fit(headers):
         return f"the headers are larger than {MAX_HEADER_BYTES} bytes: no retry or letter would fit a frame"
     limits = headers.get("timelimit")
     if limits is not None and not _are_limits(limits):
@@ -104,7 +108,26 @@ def _is_signature(value: Any) -> bool:
     return value is None or (isinstance(value, Mapping) and isinstance(value.get("task"), str))
 
 
+def _fit(headers: Mapping[str, Any]) -> bool:
+    """Whether the headers leave room in a frame; measured only where no quick bound tells."""
+    most = 0
+    for name, value in headers.items():
+        kind = type(value)
+        most += _PLAIN_BYTES + 4 * len(name)
+        if kind is str:
+            most += 4 * len(value)
+        elif kind not in _PLAIN:
+            most += size_of(value)
+    return most <= MAX_HEADER_BYTES or size_of(headers) <= MAX_HEADER_BYTES
+
+
+def _is_nested(value: Any) -> bool:
+    return isinstance(value, Mapping | list | tuple)
+
+
 def _is_short(text: str) -> bool:
+    if text.isascii():
+        return len(text) <= MAX_NAME_BYTES
     try:
         return len(text.encode()) <= MAX_NAME_BYTES
     except UnicodeEncodeError:
@@ -113,7 +136,8 @@ def _is_short(text: str) -> bool:
 
 
 def _is_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    # A bool is an int, too.
+    return type(value) is int
 
 
 def _are_limits(limits: Any) -> bool:

@@ -9,8 +9,8 @@ over at once instead of waiting for the lease to expire.
 from __future__ import annotations
 
 import os
+import secrets
 import socket
-import uuid
 from functools import lru_cache
 from pathlib import Path
 
@@ -26,7 +26,7 @@ def make_holder() -> str:
     if UNKNOWN in place:
         # Asked again next time: what could not be read now may be readable then.
         _own_place.cache_clear()
-    return f"{uuid.uuid4().hex}@{place}"
+    return f"{secrets.token_hex(16)}@{place}"
 
 
 @lru_cache(maxsize=1)

@@ -7,8 +7,8 @@ join: effects happen at least once, and duplicates are suppressed by the lease a
 
 from __future__ import annotations
 
+import secrets
 import time
-import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -106,7 +106,7 @@ class RecordStore(ABC):
             lease=lease,
             holder_gone=row is not None and row.holder is not None and is_gone(row.holder),
             limits=limits,
-            decision=uuid.uuid4().hex,
+            decision=secrets.token_hex(16),
         )
 
     def complete(
@@ -141,7 +141,7 @@ class RecordStore(ABC):
 
     def decide_waiting(self, message: MessageId, row: Row, *, due_ms: int, failure: Failure) -> Row:
         """End the attempt; the next delivery publishes the retry if this process does not get to it."""
-        decision = uuid.uuid4().hex
+        decision = secrets.token_hex(16)
         return self._decide(
             message,
             row,
@@ -151,7 +151,7 @@ class RecordStore(ABC):
     def decide_dead(self, message: MessageId, row: Row, *, failure: Failure) -> Row:
         """End the attempt for good; the next delivery publishes the letter if we do not get to it."""
         return self._decide(
-            message, row, settlement.decided_dead(row, decision=uuid.uuid4().hex, failure=failure)
+            message, row, settlement.decided_dead(row, decision=secrets.token_hex(16), failure=failure)
         )
 
     def _decide(self, message: MessageId, row: Row, decided: Row) -> Row:

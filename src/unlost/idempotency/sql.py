@@ -7,8 +7,8 @@ database's. See :mod:`unlost.database` for what each kind of database is told.
 from __future__ import annotations
 
 import logging
+import secrets
 import time
-import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -132,7 +132,7 @@ class SqlStore:
             lease=lease,
             holder_gone=row is not None and row.holder is not None and self._is_dead(row.holder),
             limits=limits,
-            decision=uuid.uuid4().hex,
+            decision=secrets.token_hex(16),
         )
 
     def _is_dead(self, holder: str) -> bool:
@@ -191,13 +191,15 @@ class SqlStore:
 
     def decide_waiting(self, message: MessageId, row: Row, *, due_ms: int, failure: Failure) -> Row:
         """End the attempt; the next delivery publishes the retry if this process does not get to it."""
-        decided = settlement.decided_waiting(row, decision=uuid.uuid4().hex, due_ms=due_ms, failure=failure)
+        decided = settlement.decided_waiting(
+            row, decision=secrets.token_hex(16), due_ms=due_ms, failure=failure
+        )
         return self._replace(message, row, decided)
 
     def decide_dead(self, message: MessageId, row: Row, *, failure: Failure) -> Row:
         """End the attempt for good; the next delivery publishes the letter if we do not get to it."""
         return self._replace(
-            message, row, settlement.decided_dead(row, decision=uuid.uuid4().hex, failure=failure)
+            message, row, settlement.decided_dead(row, decision=secrets.token_hex(16), failure=failure)
         )
 
     def _replace(self, message: MessageId, row: Row, decided: Row) -> Row:

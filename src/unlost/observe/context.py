@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import structlog
 
@@ -11,20 +12,25 @@ from unlost.core.ids import Generation, MessageId
 CORRELATION = "correlation_id"
 
 
+@contextmanager
 def task_context(
     message: MessageId, generation: Generation, queue: str, correlation_id: str
-) -> AbstractContextManager[None]:
+) -> Iterator[None]:
     """Bind a task's context into structlog for as long as the manager is open.
 
     Shown by any configuration that has ``structlog.contextvars.merge_contextvars``.
     """
-    return structlog.contextvars.bound_contextvars(
+    before = structlog.contextvars.bind_contextvars(
         task=message.task,
         task_id=message.id,
         attempt=generation.attempt,
         queue=queue,
         correlation_id=correlation_id,
     )
+    try:
+        yield
+    finally:
+        structlog.contextvars.reset_contextvars(**before)
 
 
 def current_correlation_id() -> str | None:
