@@ -154,7 +154,7 @@ def fill(environ: Mapping[str, str], task: str, tasks: int) -> None:
 from benchmarks.app import app
 task = app.tasks[{task!r}]
 for number in range({tasks}):
-    task.apply_async((number,), queue=QUEUE)
+    task.apply_async((number,), queue={QUEUE!r})
 """
     subprocess.run([sys.executable, "-c", code], env=dict(environ), check=True)
 
