@@ -151,10 +151,11 @@ def _claim(task: ReliableTask, runtime: Runtime, attempt: Attempt, args: Any, kw
 
 def _refuse_too_old(runtime: Runtime, attempt: Attempt) -> None:
     """Refuse a message that is older than the store's memory and unknown to it: it may have run."""
+    if attempt.row.token != FIRST_TOKEN and attempt.row.failure is None:
+        return
     age = timedelta(milliseconds=h.age_ms_of(attempt.headers, epoch_ms(datetime.now(UTC))))
     retention = runtime.settings.retention
-    is_unknown = attempt.row.token == FIRST_TOKEN or attempt.row.failure is not None
-    if is_unknown and age > retention and h.RUN_AGAIN not in attempt.headers:
+    if age > retention and h.RUN_AGAIN not in attempt.headers:
         raise TooOld(
             f"{attempt.message} has no row and is {age.days} days old, and the store forgets after "
             f"{retention.days}: it may have run; look, and send it back with {h.RUN_AGAIN} to run it"

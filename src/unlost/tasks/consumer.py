@@ -325,8 +325,10 @@ class ReliableConsumer(Consumer):
             return str(info[FETCHED_FROM])
         tag = info.get("consumer_tag")
         tags = getattr(self.task_consumer, "_active_tags", {})
-        default = str(self.app.conf.task_default_queue)
-        return next((str(name) for name, active in tags.items() if active == tag), default)
+        for name, active in tags.items():
+            if active == tag:
+                return str(name)
+        return str(self.app.conf.task_default_queue)
 
 
 def letter_of_raw(runtime: Runtime, message: Any, queue: str, reason: str, text: str) -> Outgoing:

@@ -120,6 +120,8 @@ class Traffic:
 
     def begin(self, request: Any, task: str, delivery_info: Mapping[str, Any]) -> None:
         """Note a delivery that this worker has taken."""
+        if not self._queues:
+            return
         with self._lock:
             passage = self._of(task)
             if passage is not None:
@@ -128,6 +130,8 @@ class Traffic:
 
     def end(self, request: Any, task: str, delivery_info: Mapping[str, Any], *, ok: bool | None) -> None:
         """Note how a delivery ended: well, by what it depends on, or in a way that tells nothing."""
+        if not self._queues:
+            return
         with self._lock:
             passage = self._of(task)
             if passage is None or request not in passage.running:
@@ -142,6 +146,8 @@ class Traffic:
 
     def defers(self, task: str, message: Any) -> bool:
         """Keep a message for a moment, if its task's circuit is open or a failure may just be opening it."""
+        if not self._queues:
+            return False
         with self._lock:
             passage = self._of(task)
             if passage is None or message.delivery_info.get(PROBE):

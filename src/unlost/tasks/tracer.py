@@ -111,9 +111,7 @@ def _arrive(task: ReliableTask, runtime: Runtime, request: dict[str, Any]) -> At
         holder=holder,
         budget_start_ms=h.budget_start_of(headers),
     )
-    due = due_of(headers)
-    waited = has_waited(runtime.topology, request.get("delivery_info"))
-    early = due is not None and not waited and due - datetime.now(UTC) > EARLY
+    early = _is_early(runtime, headers, request)
     ledger, admission = (runtime.ledger, NotYet()) if early else _acquire(task, runtime, delivery)
     row = Row(state=State.LEASED, generation=delivery.generation, token=0)
     return Attempt(
@@ -130,6 +128,13 @@ def _arrive(task: ReliableTask, runtime: Runtime, request: dict[str, Any]) -> At
         successors=_successors(request),
         has_chord=bool(request.get("chord")),
     )
+
+
+def _is_early(runtime: Runtime, headers: Any, request: dict[str, Any]) -> bool:
+    due = due_of(headers)
+    if due is None or has_waited(runtime.topology, request.get("delivery_info")):
+        return False
+    return due - datetime.now(UTC) > EARLY
 
 
 def _successors(request: dict[str, Any]) -> int:
