@@ -21,6 +21,7 @@ from celery.worker.consumer.tasks import Tasks
 from kombu.common import ignore_errors
 
 from unlost.broker.connection import refusal_of
+from unlost.broker.readahead import read_ahead
 from unlost.broker.unreadable import UNREADABLE, tolerant_frame_handler
 from unlost.core import headers as h
 from unlost.core.clock import epoch_ms
@@ -131,7 +132,9 @@ class ReliableConsumer(Consumer):
             interval_step=step,
             interval_max=RECONNECT_EVERY.total_seconds(),
         )
-        return self.ensure_connected(connection)
+        connected = self.ensure_connected(connection)
+        read_ahead(connected.connection.transport)
+        return connected
 
     def _look_for_stranded(self) -> None:
         """Look every few seconds for what the pool has lost. Celery ends the timers of a lost connection."""

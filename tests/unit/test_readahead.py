@@ -1,0 +1,75 @@
+"""Frames are read in as few reads as they came in, and none is cut or lost."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterator
+from struct import pack
+from typing import Any
+
+import pytest
+from amqp.transport import TCPTransport
+
+from unlost.broker.readahead import AHEAD, read_ahead
+
+
+class Reader(TCPTransport):
+    """A transport on a socket that is connected already, which counts its reads."""
+
+    def __init__(self, connected: socket.socket) -> None:
+        super().__init__("127.0.0.1:1")
+        self.sock = connected
+        self._setup_transport()
+        self.reads = 0
+        self._quick_recv: Callable[[int], bytes] = self._counted
+        read_ahead(self)
+
+    def _counted(self, size: int) -> bytes:
+        self.reads += 1
+        return self.sock.recv(size)
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[Reader, socket.socket]]:
+    """A transport and the other end of its socket."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        reader = Reader(ours)
+        yield reader, theirs
+
+
+def frame(payload: bytes) -> bytes:
+    """Return a frame of a method on channel 1."""
+    return pack(">BHI", 1, 1, len(payload)) + payload + b"\xce"
+
+
+def frames_of(reader: Reader, count: int) -> list[Any]:
+    """Read so many frames."""
+    return [bytes(reader.read_frame()[2]) for _ in range(count)]
+
+
+def test_frames_that_are_there_are_taken_in_one_read(ends: tuple[Reader, socket.socket]) -> None:
+    """Ten small frames in the socket cost one read."""
+    reader, theirs = ends
+    theirs.sendall(b"".join(frame(b"%d" % n) for n in range(10)))
+    assert frames_of(reader, 10) == [b"%d" % n for n in range(10)]
+    assert reader.reads == 1
+
+
+def test_a_frame_that_is_cut_is_put_together(ends: tuple[Reader, socket.socket]) -> None:
+    """A timeout in the middle of a frame loses nothing of it, nor of what follows."""
+    reader, theirs = ends
+    whole = frame(b"first") + frame(b"second")
+    theirs.sendall(whole[:9])
+    with reader.having_timeout(0.01), pytest.raises(TimeoutError):
+        reader.read_frame()
+    theirs.sendall(whole[9:])
+    assert frames_of(reader, 2) == [b"first", b"second"]
+
+
+def test_a_frame_larger_than_the_buffer_is_read_whole(ends: tuple[Reader, socket.socket]) -> None:
+    """A large body and the frame behind it arrive as they were sent."""
+    reader, theirs = ends
+    large = bytes(3 * AHEAD)
+    theirs.sendall(frame(large) + frame(b"next"))
+    assert frames_of(reader, 2) == [large, b"next"]
