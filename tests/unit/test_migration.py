@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unlost.errors import TopologyError
-from unlost.topology.migration import Conserved, Count, Do, Facts, Plan, conserved, way_back
+from unlost.topology.migration import Conserved, Count, Do, Facts, Plan, conserved, judge, way_back
 from unlost.topology.migration_plan import ExchangeChange, plan_exchange, plan_queue, successor_name
 from unlost.topology.objects import Binding, BrokerObject, Exchange, Policy, Queue, Value
 from unlost.topology.replacement import QueueChange
@@ -299,6 +299,33 @@ def test_totals_are_compared_where_they_prove_something(
 ) -> None:
     """A loss shows in the totals unless others consume or a TTL drops; more than expected is no loss."""
     assert conserved(before, after) is verdict
+
+
+GONE = Count(source=0, target=0, consumers=0)
+MOVED = Count(source=0, target=10, consumers=0)
+WATCHED = Count(source=0, target=10, consumers=1)
+
+
+@pytest.mark.parametrize(
+    ("looks", "verdict"),
+    [
+        ([WATCHED, MOVED], Conserved.YES),
+        ([GONE, MOVED], Conserved.YES),
+        ([WATCHED, GONE], Conserved.NO),
+        ([GONE, GONE], Conserved.NO),
+        ([GONE, WATCHED], Conserved.UNKNOWN),
+    ],
+)
+def test_totals_are_looked_at_again_until_they_show_all(looks: list[Count], verdict: Conserved) -> None:
+    """A consumer that has gone, and a queue counted as empty, are believed only when they stay."""
+    assert judge(Count(source=10, target=0, consumers=0), looks) is verdict
+
+
+def test_where_others_consume_from_the_start_one_look_is_enough() -> None:
+    """What can prove nothing is not looked at again."""
+    looks = iter([WATCHED, MOVED])
+    assert judge(Count(source=10, target=0, consumers=1), looks) is Conserved.UNKNOWN
+    assert next(looks) is MOVED
 
 
 def test_the_default_name_counts_up() -> None:

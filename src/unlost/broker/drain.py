@@ -14,7 +14,7 @@ from unlost.broker.journal import Journal
 from unlost.broker.management import Management, QueueStatus
 from unlost.broker.mover import Moved, Mover
 from unlost.errors import BrokerError, BrokerUnavailable, ConfirmUnknown, Refused
-from unlost.topology.migration import Conserved, Count, Facts, conserved, queue_type_of
+from unlost.topology.migration import Conserved, Count, Facts, judge, queue_type_of
 
 _LOOK_AGAIN_AFTER = timedelta(milliseconds=500)
 _COUNT_AGAIN = 10
@@ -98,7 +98,7 @@ class Drain:
         if self._journal.progress.before is None:
             self._journal.counted(before)
         self._drain()
-        verdict = self._compare(before)
+        verdict = judge(before, self._looks())
         if verdict is Conserved.NO and not accept_counts:
             now = self._count()
             raise BrokerError(
@@ -108,13 +108,11 @@ class Drain:
             )
         return verdict
 
-    def _compare(self, before: Count) -> Conserved:
-        """Count more than once: a quorum queue that is busy may be counted as empty."""
+    def _looks(self) -> Iterator[Count]:
+        """Count, and again as long as somebody asks for it, but not for ever."""
         for _ in range(_COUNT_AGAIN):
-            if (verdict := conserved(before, self._count())) is not Conserved.NO:
-                break
+            yield self._count()
             time.sleep(_LOOK_AGAIN_AFTER.total_seconds())
-        return verdict
 
     def _count(self) -> Count:
         source, target = self._source, self._target

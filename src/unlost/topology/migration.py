@@ -237,6 +237,24 @@ class Conserved(StrEnum):
     UNKNOWN = "cannot tell: consumers took messages, or a TTL did"
 
 
+def judge(before: Count, looks: Iterable[Count]) -> Conserved:
+    """Judge by the first look at the queues that shows all messages, else by the last one.
+
+    A broker under load may still count a consumer that has gone, the migration's own too, and a busy quorum
+    queue as empty.
+
+    Args:
+        before: What was in the queues before anything was moved.
+        looks: Counts from behind the move, one after the other; at least one.
+    """
+    verdict = Conserved.UNKNOWN
+    for after in looks:
+        verdict = conserved(before, after)
+        if verdict is Conserved.YES or before.consumers or before.transient:
+            break
+    return verdict
+
+
 def conserved(before: Count, after: Count) -> Conserved:
     """Judge by the totals: the new queue must have gained at least what the old one lost.
 
