@@ -23,7 +23,7 @@ def shop(vhost: Vhost, tmp_path: Path) -> Iterator[Bench]:
     traces = tmp_path / "traces"
     traces.touch()
     topology = {**TOPOLOGY, "queues": {"t.work": {"without_store": True}}}
-    with bench(vhost, tmp_path, topology, "tests.support.storeless", TEST_TRACES=str(traces)) as made:
+    with bench(vhost, tmp_path, topology, "tests.support.nostore", TEST_TRACES=str(traces)) as made:
         yield made
 
 

@@ -7,10 +7,11 @@ import subprocess
 import sys
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.support import misbehaving_topology, workers
+from tests.support.misbehaving_topology import TOPOLOGY
 from tests.support.workers import ROOT, Bench, bench
 from unlost.testing.brokers import Vhost
 
@@ -20,10 +21,9 @@ TIMEOUT = 3
 PATIENCE = timedelta(seconds=120)
 
 
-def allow(seconds: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the benches of this test have a work queue with this consumer timeout."""
-    queues = {"t.work": {"consumer_timeout": seconds}}
-    monkeypatch.setattr(workers, "TOPOLOGY", {**misbehaving_topology.TOPOLOGY, "queues": queues})
+def allowing(seconds: int) -> dict[str, Any]:
+    """Return a topology whose work queue has this consumer timeout."""
+    return {**TOPOLOGY, "queues": {"t.work": {"consumer_timeout": seconds}}}
 
 
 def supports_policy(shop: Bench) -> bool:
@@ -34,12 +34,9 @@ def supports_policy(shop: Bench) -> bool:
 
 
 @pytest.mark.one_broker
-def test_a_run_past_the_consumer_timeout_is_reported_and_harms_nobody(
-    vhost: Vhost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_past_the_consumer_timeout_is_reported_and_harms_nobody(vhost: Vhost, tmp_path: Path) -> None:
     """The log names task, queue and timeout; the body goes on and has its effect once; so have the others."""
-    allow(TIMEOUT, monkeypatch)
-    with bench(vhost, tmp_path, UNLOST_LEASE="4") as shop:
+    with bench(vhost, tmp_path, allowing(TIMEOUT), UNLOST_LEASE="4") as shop:
         if not supports_policy(shop):
             pytest.skip("before 4.3 the broker looks once a minute, and only at its own timeout")
         shop.start("--concurrency=2")
@@ -57,12 +54,9 @@ def test_a_run_past_the_consumer_timeout_is_reported_and_harms_nobody(
 
 
 @pytest.mark.one_broker
-def test_a_task_that_may_outlast_its_queues_timeout_is_refused(
-    vhost: Vhost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_task_that_may_outlast_its_queues_timeout_is_refused(vhost: Vhost, tmp_path: Path) -> None:
     """``time_limit`` at or above ``consumer_timeout``: an error that names both, and the queue."""
-    allow(1, monkeypatch)
-    with bench(vhost, tmp_path) as shop:
+    with bench(vhost, tmp_path, allowing(1)) as shop:
         done = subprocess.run(
             [sys.executable, "-c", "import tests.support.misbehaving as m; m.app.finalize()"],
             env=shop.environment,

@@ -42,6 +42,7 @@ from unlost.core.settlement import (
 )
 from unlost.errors import BrokerError, ClaimLost, ConfigurationError, LeaseLost, StoreError, StoreUnavailable
 from unlost.idempotency.memory import Unrecorded
+from unlost.idempotency.none import NoStore
 from unlost.observe.context import task_context
 from unlost.tasks.amqp import due_of, has_waited, route
 from unlost.tasks.attempt import Attempt, NotYet, origin_of, outgoing
@@ -287,7 +288,8 @@ def _decision_message(runtime: Runtime, attempt: Attempt, decided: Row) -> Outgo
     if decided.state is State.WAITING:
         due = from_epoch_ms(decided.due_ms) if decided.due_ms else None
         changed = h.successor(attempt.headers, decided.generation, due)
-        changed[h.BUDGET_START] = decided.started_ms
+        if isinstance(attempt.ledger, NoStore):
+            changed[h.BUDGET_START] = decided.started_ms
         return outgoing(attempt, *route(runtime.topology, attempt.queue, due), changed, message_id)
     failure = decided.failure or Failure(reason="unknown")
     named = {**attempt.headers, h.QUEUE: attempt.queue}
