@@ -5,8 +5,8 @@ tenth part on, when all processes are at work. The runs of a pair (plain, unlost
 each counts, so that a machine that grows slower strikes both. A pair runs the same body: nothing at all, or
 one row written, by plain Celery in a transaction of its own in the same database.
 
-SQLite is at ``synchronous=FULL``, PostgreSQL at ``synchronous_commit=on``, Redis at ``appendfsync always``, and
-in a pair of its own at ``everysec``, which forgets the last second when the machine goes.
+SQLite is at ``synchronous=FULL``, PostgreSQL at ``synchronous_commit=on``, Redis at ``appendfsync always``,
+and in a pair of its own at ``everysec``, which forgets the last second when the machine goes.
 ``no_store`` is unlost without a ledger.
 """
 
