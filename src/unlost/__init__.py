@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from unlost.config import Settings as Settings
+    from unlost.config import Signing as Signing
     from unlost.core.breaker import Breaker as Breaker
     from unlost.core.limits import Limit as Limit
     from unlost.core.retry import RetryPolicy as RetryPolicy
@@ -33,6 +34,7 @@ else:
             "RetryLater": "unlost.errors",
             "RetryPolicy": "unlost.core.retry",
             "Settings": "unlost.config",
+            "Signing": "unlost.config",
             "Topology": "unlost.topology.model",
             "install": "unlost.tasks.install",
             "publishing": "unlost.tasks.publishing",
@@ -54,6 +56,7 @@ __all__ = [
     "RetryLater",
     "RetryPolicy",
     "Settings",
+    "Signing",
     "Topology",
     "install",
     "publishing",

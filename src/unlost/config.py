@@ -5,16 +5,27 @@ The only reader of ``os.environ`` in the library.
 
 from __future__ import annotations
 
+import json
 import os
+import re
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
+from unlost.core.signing import Seal
 from unlost.errors import ConfigurationError
 
-Guarantee = Literal["confirms", "late_ack", "lease"]
+Guarantee = Literal["confirms", "late_ack", "lease", "signatures"]
 
 _PREFIX = "UNLOST_"
 
@@ -30,6 +41,72 @@ _DURATIONS = (
     "retention",
     "shutdown_grace",
 )
+
+
+#: An HMAC's key is as long as its digest at least (RFC 2104, section 3).
+SHORTEST_SECRET = 32
+
+_KEY_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+class Signing(BaseModel):
+    """How messages are signed and verified; what a signature covers is said in :mod:`unlost.core.signing`.
+
+    Attributes:
+        keys: Secrets by key id; each verifies. An id is 1 to 64 letters, digits, dots, dashes or
+            underscores, a secret has 32 characters at least: ``secrets.token_urlsafe(32)`` makes one.
+        sign_with: The id of the key that signs; may be left out if there is one only.
+        require: Dead-letter messages without a signature. Off, they are accepted, from anybody: for the
+            time in which not all publishers sign yet.
+        max_age: How long after it was signed, or due if that is later, a message may be seen for the first
+            time; longer than the longest backlog that shall be worked off. ``None`` for no bound.
+        leeway: How far clocks may be apart; added to ``max_age``.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    keys: Mapping[str, SecretStr]
+    sign_with: str = ""
+    require: bool = True
+    max_age: timedelta | None = None
+    leeway: timedelta = timedelta(minutes=1)
+
+    @field_validator("keys")
+    @classmethod
+    def _strong(cls, keys: Mapping[str, SecretStr]) -> Mapping[str, SecretStr]:
+        if not keys:
+            raise ValueError("there is no key")
+        for name, secret in keys.items():
+            if not _KEY_ID.fullmatch(name):
+                raise ValueError("a key id is 1 to 64 letters, digits, dots, dashes or underscores")
+            if len(secret.get_secret_value()) < SHORTEST_SECRET:
+                raise ValueError(
+                    f"the secret of {name!r} is shorter than {SHORTEST_SECRET} characters: make one with "
+                    'python -c "import secrets; print(secrets.token_urlsafe(32))"'
+                )
+        return keys
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if not self.sign_with and len(self.keys) > 1:
+            raise ValueError(f"sign_with must say which of {', '.join(sorted(self.keys))} signs")
+        if self.sign_with and self.sign_with not in self.keys:
+            raise ValueError(f"sign_with={self.sign_with!r} is none of {', '.join(sorted(self.keys))}")
+        if self.max_age is not None and self.max_age <= timedelta(0):
+            raise ValueError("max_age must be longer than zero, or None for no bound")
+        if self.leeway < timedelta(0):
+            raise ValueError("leeway must not be below zero")
+        return self
+
+    def seal(self) -> Seal:
+        """Return what signs and verifies."""
+        return Seal(
+            keys={name: secret.get_secret_value().encode() for name, secret in self.keys.items()},
+            sign_with=self.sign_with or next(iter(self.keys)),
+            require=self.require,
+            max_age=self.max_age,
+            leeway=self.leeway,
+        )
 
 
 class Settings(BaseModel):
@@ -63,10 +140,12 @@ class Settings(BaseModel):
             SIGTERM with ``REMAP_SIGTERM=SIGQUIT``); then they are stopped and go back uncounted.
         code_version: Version of the application's code, a commit for instance; dead letters carry it.
         topology_check: ``refuse`` lets no worker start on a topology that is missing; ``warn`` does.
+        signing: How messages are signed; ``None`` if they are not. In ``UNLOST_SIGNING`` a JSON object.
         dangerously_without: Guarantees to switch off, for the runs that prove that each is needed.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # An input can be a secret.
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     store: str = "sqlite:///unlost.sqlite"
     confirm_timeout: timedelta = timedelta(seconds=10)
@@ -88,6 +167,7 @@ class Settings(BaseModel):
     shutdown_grace: timedelta = timedelta(seconds=10)
     code_version: str = ""
     topology_check: Literal["refuse", "warn"] = "refuse"
+    signing: Signing | None = None
     dangerously_without: frozenset[Guarantee] = frozenset()
 
     @field_validator(*_DURATIONS, mode="before")
@@ -104,6 +184,17 @@ class Settings(BaseModel):
         if value <= timedelta(0):
             raise ValueError("must be longer than zero")
         return value
+
+    @field_validator("signing", mode="before")
+    @classmethod
+    def _from_json(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        try:
+            return json.loads(value) if value else None
+        except ValueError:
+            # What it says stays out of the error: secrets are in it.
+            raise ValueError('is no JSON object such as {"keys": {"2026-01": "..."}}') from None
 
     @field_validator("dangerously_without", mode="before")
     @classmethod
@@ -131,12 +222,13 @@ def load(values: Mapping[str, object] | None = None, environ: Mapping[str, str] 
         return Settings.model_validate({**known, **(values or {})})
     except ValidationError as exc:
         problems = "; ".join(_problem(error["loc"], error["msg"]) for error in exc.errors())
-        raise ConfigurationError(f"settings of unlost: {problems}") from exc
+        # Not chained: what was given, secrets too, is in the other error.
+        raise ConfigurationError(f"settings of unlost: {problems}") from None
 
 
 def _problem(place: tuple[int | str, ...], message: str) -> str:
     name = ".".join(str(part) for part in place)
-    return f"{name} ({_PREFIX}{name.upper()}): {message}"
+    return f"{name} ({_PREFIX}{str(place[0]).upper()}): {message}"
 
 
 def environment() -> dict[str, str]:

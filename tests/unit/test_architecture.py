@@ -61,6 +61,7 @@ def test_the_public_names_are_those_we_promise() -> None:
         "RetryLater",
         "RetryPolicy",
         "Settings",
+        "Signing",
         "Topology",
         "install",
         "publishing",

@@ -45,7 +45,7 @@ class Frames:
                 are too large, struct.error, ValueError or OverflowError; the last for headers that are
                 longer than a frame, because a broker closes the whole connection upon them.
         """
-        body = _bytes_of(message)
+        body = message.raw_body
         properties = message.encoded or encode_properties(message)
         content = pack(">HHQ", spec.Basic.CLASS_ID, 0, len(body)) + properties
         if len(content) + _OVERHEAD > self._longest:
@@ -83,10 +83,3 @@ def encode_properties(message: Outgoing) -> bytes:
         application_headers=dict(message.headers), **properties
     )._serialize_properties()
     return encoded
-
-
-def _bytes_of(message: Outgoing) -> bytes:
-    body = message.body
-    if isinstance(body, str):
-        return body.encode(message.properties.get("content_encoding") or "utf-8")
-    return body

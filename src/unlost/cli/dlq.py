@@ -241,9 +241,12 @@ def show_command(
 @click.option("--blind", is_flag=True, help="Do not watch what comes of them: no canary, no automatic stop.")
 @click.option("--max-redrives", type=click.IntRange(min=1), default=3, show_default=True)
 @click.option("--run-again", is_flag=True, help="Run also what is expired or past the store's retention.")
+@click.option(
+    "--trust", is_flag=True, help="Sign and send also what has no good signature: you vouch for it."
+)
 @click.option("--limit", type=click.IntRange(min=1), help="Send no more than so many.")
 @click.option("--edit", "edits", multiple=True, metavar="FIELD=JSON", help="Set this argument; needs --app.")
-@click.option("--app", metavar="MODULE:APP", help="The Celery app: validates edits, knows the tasks.")
+@click.option("--app", metavar="MODULE:APP", help="The Celery app: validates edits, knows tasks and keys.")
 @click.option("--journal", type=click.Path(path_type=Path, dir_okay=False), help="The journal's file.")
 @_folder
 @_looks
@@ -265,6 +268,7 @@ def redrive_command(
     blind: bool,
     max_redrives: int,
     run_again: bool,
+    trust: bool,
     limit: int | None,
     edits: tuple[str, ...],
     app: str | None,
@@ -288,6 +292,8 @@ def redrive_command(
         run_again=run_again,
         edit=Edit.parse(edits, tasks.models) if edits else None,
         tasks=tasks.names,
+        seal=tasks.seal,
+        trust=trust,
     )
     pace = Pace(canary=canary, rate=rate, window=window, max_failures=max_failures, watch=watch)
     desk = DeadLetters(broker, folder=folder, rows=_ledger(store), key_of=tasks.key_of)

@@ -11,7 +11,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from unlost import config
 from unlost.core.ids import MessageId
+from unlost.core.signing import Seal
 from unlost.deadletter.letter import DeadLetter
 from unlost.deadletter.redact import ALWAYS, Redactor
 from unlost.errors import ConfigurationError
@@ -25,6 +27,7 @@ class Application:
     names: Collection[str] | None = None
     models: Mapping[str, type[BaseModel]] = field(default_factory=dict)
     secrets: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    seal: Seal | None = None
 
     def key_of(self, letter: DeadLetter) -> MessageId | None:
         """Return the identity of the idempotency key of a letter's message, if its task has one."""
@@ -57,7 +60,8 @@ def application(place: str | None) -> Application:
         ConfigurationError: There is no such app.
     """
     if place is None:
-        return Application()
+        signing = config.load().signing
+        return Application(seal=signing.seal() if signing is not None else None)
     module, _, attribute = place.partition(":")
     sys.path.insert(0, str(Path.cwd()))
     try:
@@ -68,9 +72,12 @@ def application(place: str | None) -> Application:
         raise ConfigurationError(
             f"no Celery app at {place!r} ({exc}): give it as module:attribute, importable from here"
         ) from exc
+    from unlost.tasks.runtime import has_runtime, runtime_of
+
     return Application(
         tasks=tasks,
         names=frozenset(tasks),
         models={name: task.payload for name, task in tasks.items() if getattr(task, "payload", None)},
         secrets={name: frozenset(getattr(task, "secrets", ())) for name, task in tasks.items()},
+        seal=runtime_of(app).seal if has_runtime(app) else None,
     )

@@ -9,20 +9,26 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import click
 from kombu import Connection
 
+from unlost import config
 from unlost.broker.publisher import Publisher
 from unlost.claims.check import ClaimCheck
 from unlost.claims.stores import open_claims
 from unlost.cli.errors import Exit, reports_errors
+from unlost.core import headers as h
+from unlost.core.message import Outgoing
+from unlost.core.signing import Seal
 from unlost.database.database import Database
 from unlost.outbox.relay import Options, Relay, sending
 from unlost.outbox.store import OutboxStore, Row, Status
 from unlost.outbox.wakeup import wakeup_for
+
+logger = logging.getLogger(__name__)
 
 #: Shorter than a publisher's own: what fails is in the outbox, and the lease must not end meanwhile.
 PATIENCE = timedelta(seconds=10)
@@ -150,10 +156,11 @@ def relay_command(
     publisher = Publisher(
         Connection(broker), patience=PATIENCE, connect_patience=PATIENCE, confirm_timeout=PATIENCE
     )
-    check_in = None
+    claims = None
     if claim_store is not None:
-        check_in = ClaimCheck(open_claims(claim_store), claim_above, claim_retention).check_in
-    send = sending(publisher, window, check_in)
+        claims = ClaimCheck(open_claims(claim_store), claim_above, claim_retention)
+    signing = config.load().signing
+    send = sending(publisher, window, _ready(claims, signing.seal() if signing is not None else None))
     stop = _stopped_by_signals()
     with _opened(store) as opened, closing(publisher):
         relay = Relay(opened, send, wakeup_for(opened.engine), Options(**options))
@@ -164,6 +171,28 @@ def relay_command(
             relay.run(stop)
     click.echo(json.dumps(asdict(relay.tally)) if as_json else _sentence(asdict(relay.tally)))
     raise SystemExit(Exit.FOUND if once and (relay.tally.again or relay.tally.parked) else Exit.FINE)
+
+
+def _ready(claims: ClaimCheck | None, seal: Seal | None) -> Callable[[Outgoing], Outgoing]:
+    """Return what makes a message of a row.
+
+    With keys it is signed as it leaves: the time in the outbox does not age it. Without, it keeps the
+    signature that it was written with, so its body must stay as it is.
+    """
+
+    def ready(message: Outgoing) -> Outgoing:
+        if claims is not None:
+            if seal is None and h.SIGNATURE in message.headers and len(message.raw_body) > claims.above:
+                logger.warning(
+                    "%s is signed and travels whole: give the relay the keys (UNLOST_SIGNING), so that a "
+                    "large payload can go to the claim store",
+                    message.describe(),
+                )
+                return message
+            message = claims.check_in(message)
+        return message if seal is None else seal.sign(message, datetime.now(UTC))
+
+    return ready
 
 
 @outbox.command("status")

@@ -23,7 +23,7 @@ _PLAIN = frozenset({str, int, float, bool, type(None)})
 _PLAIN_BYTES = 16
 
 #: Headers that are epoch milliseconds.
-TIMES = (h.DUE, h.EXPIRES, h.FIRST_PUBLISHED, h.BUDGET_START)
+TIMES = (h.DUE, h.EXPIRES, h.FIRST_PUBLISHED, h.BUDGET_START, h.SIGNED_AT)
 #: The end of the year 9999: Python knows no later one.
 LATEST_MS = 253_402_300_799_000
 #: A year, in seconds; a limit that does not end is none.

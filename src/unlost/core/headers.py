@@ -38,6 +38,10 @@ CLAIM = "x-unlost-claim"
 PARKS = "x-unlost-parks"
 #: An operator's word that a message may run although nobody can tell whether it has.
 RUN_AGAIN = "x-unlost-run-again"
+#: A message authentication code, the key that made it, and when it did; see :mod:`unlost.core.signing`.
+SIGNATURE = "x-unlost-signature"
+KEY_ID = "x-unlost-key-id"
+SIGNED_AT = "x-unlost-signed-at"
 #: Put into a request by the parent for the child; never on the wire.
 HOLDER = "x-unlost-holder"
 RAW_BODY = "x-unlost-raw-body"
@@ -71,6 +75,11 @@ _LIGHT = 256
 _MOST = 2**31 - 2
 
 _LOCAL = frozenset({HOLDER, RAW_BODY})
+#: They belong to one publish: a copy with other headers is signed anew, or not at all.
+_SEALS = frozenset({SIGNATURE, KEY_ID, SIGNED_AT})
+#: What brokers, their plugins and shovels add, and what an operator notes on a letter that is parked.
+_ADDED = frozenset({"CC", "BCC", "timestamp_in_ms", "x-routed-by", "x-received-from", "x-shovelled"})
+_ADDED_PREFIXES = ("x-shovelled-", "x-unlost-parked-")
 _BROKER_OWNED = frozenset({"x-death", "x-delivery-count", "x-acquired-count"})
 _BROKER_PREFIXES = ("x-opt-", "x-first-death-", "x-last-death-")
 
@@ -97,7 +106,7 @@ class Origin:
 
 
 def strip(headers: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the headers without what the broker owns and what never leaves the process.
+    """Return the headers without what the broker owns, what never leaves the process, and a signature.
 
     A client can send ``x-delivery-count: 77`` and it is delivered as it is, and Celery copies such
     headers from a delivery to its retry, so none of them may travel on.
@@ -111,12 +120,39 @@ def _stays_behind(name: str | bytes) -> bool:
     # A name that is no UTF-8 arrives as bytes.
     if not isinstance(name, str):
         return False
-    return name in _BROKER_OWNED or name in _LOCAL or name.startswith(_BROKER_PREFIXES)
+    return name in _BROKER_OWNED | _LOCAL | _SEALS or name.startswith(_BROKER_PREFIXES)
 
 
 @lru_cache(maxsize=1024)
 def _tells_of_death(name: str | bytes) -> bool:
     return isinstance(name, str) and name.startswith(_DEATH)
+
+
+def sealed(headers: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the headers that a signature covers: all but itself and what is added on the way."""
+    return {name: value for name, value in headers.items() if _is_sealed(name)}
+
+
+@lru_cache(maxsize=1024)
+def _is_sealed(name: str | bytes) -> bool:
+    if not isinstance(name, str) or name in (KEY_ID, SIGNED_AT):
+        return True
+    return not (_stays_behind(name) or name in _ADDED or name.startswith(_ADDED_PREFIXES))
+
+
+def seals(headers: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the headers that are a message's signature, as they are."""
+    return {name: value for name, value in headers.items() if name in _SEALS}
+
+
+def unsealed(headers: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the headers without a signature."""
+    return {name: value for name, value in headers.items() if name not in _SEALS}
+
+
+def before_death(headers: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a letter's headers without what it says of its death."""
+    return {name: value for name, value in headers.items() if not _tells_of_death(name)}
 
 
 def generation_of(headers: Mapping[str, Any]) -> Generation:

@@ -29,6 +29,17 @@ class Outgoing:
         """Return the AMQP message id, or an empty string."""
         return str(self.properties.get("message_id") or "")
 
+    @property
+    def raw_body(self) -> bytes:
+        """Return the body as the bytes that travel.
+
+        Raises:
+            LookupError, ValueError: ``content_encoding`` is none, or has no form for a text's characters.
+        """
+        if isinstance(self.body, str):
+            return self.body.encode(self.properties.get("content_encoding") or "utf-8")
+        return self.body
+
     def with_encoded(self, encoded: bytes) -> Outgoing:
         """Return this very message, with its headers and properties encoded."""
         object.__setattr__(self, "encoded", encoded)

@@ -14,6 +14,7 @@ from unlost.core import headers as h
 from unlost.core.clock import epoch_ms
 from unlost.core.ids import Generation, amqp_message_id
 from unlost.core.message import Outgoing
+from unlost.core.signing import BAD_SIGNATURE, EXPIRED_SIGNATURE, UNSIGNED, Flaw, Seal
 from unlost.deadletter.letter import DeadLetter
 from unlost.deadletter.select import Selection
 
@@ -48,6 +49,14 @@ class Verdict(StrEnum):
     UNKNOWN_TASK = "unknown-task"
     #: The edited payload is not what the task takes.
     INVALID = "invalid"
+    #: Nobody has signed it: sending it back, signed, would make a forged message a genuine one.
+    UNSIGNED = UNSIGNED
+    #: Its signature is not that of a key at hand.
+    BAD_SIGNATURE = BAD_SIGNATURE
+    #: It was seen too late to be believed.
+    EXPIRED_SIGNATURE = EXPIRED_SIGNATURE
+    #: It is signed, and there are no keys: what is sent back needs a signature of its own.
+    NO_KEYS = "no-keys"
 
 
 #: Verdicts that take the letter out of the queue.
@@ -73,6 +82,8 @@ class Redrive:
         edit: Makes a new ``(args, kwargs)`` of a letter's; raises ``ValueError`` if the task would not
             take it.
         tasks: The names that the application has; ``None`` if they are not known.
+        seal: Verifies letters, and signs what is sent back; ``None`` if there are no keys.
+        trust: Send, and sign, also what cannot be verified: the operator vouches for it.
     """
 
     selection: Selection = field(default_factory=Selection)
@@ -81,6 +92,8 @@ class Redrive:
     run_again: bool = False
     edit: Callable[[DeadLetter], bytes] | None = None
     tasks: Collection[str] | None = None
+    seal: Seal | None = None
+    trust: bool = False
 
     def changed(self, letter: DeadLetter) -> DeadLetter:
         """Return the letter with the body that would be sent; as it is, if its edit is refused."""
@@ -125,11 +138,47 @@ def decide(letter: DeadLetter, plan: Redrive, seen: Seen, ends: Ends | None, now
         return Decision(Verdict.UNKNOWN_TASK, why=letter.task)
     if ends is not None and (ended := ends.end_of(letter)) is not None:
         return Decision(ended)
+    if (refused := _distrusted(letter, plan)) is not None:
+        return refused
     try:
         body = plan.edit(letter) if plan.edit else letter.body
     except ValueError as exc:
         return Decision(Verdict.INVALID, why=str(exc))
-    return Decision(Verdict.SEND, _redriven(letter, target, body, plan.run_again, now))
+    outgoing = _redriven(letter, target, body, plan.run_again, now)
+    if plan.seal is not None and letter.message is not None:
+        outgoing = plan.seal.sign(outgoing, now)
+    return Decision(Verdict.SEND, outgoing)
+
+
+def _distrusted(letter: DeadLetter, plan: Redrive) -> Decision | None:
+    """Return why a task message is not sent back for want of a good signature, if so.
+
+    What is no task message was never signed by us, and no worker of ours would run it.
+    """
+    if plan.trust or letter.message is None:
+        return None
+    if (flaw := _flaw_of(letter, plan.seal)) is not None:
+        return Decision(
+            Verdict(flaw.reason), why=f"{flaw.text}; look at it, and if you vouch for it: --trust"
+        )
+    if letter.reason == EXPIRED_SIGNATURE and not plan.run_again:
+        return Decision(
+            Verdict.EXPIRED_SIGNATURE, why="it came too late to be believed; to run it: --run-again"
+        )
+    return None
+
+
+def _flaw_of(letter: DeadLetter, seal: Seal | None) -> Flaw | None:
+    if seal is not None:
+        flaw = seal.flaw_of(letter.headers, letter.properties, letter.body)
+        # A worker that did not believe it, or lacked the key, has left it the signature that it came with.
+        as_it_came = h.before_death(letter.headers)
+        return flaw and seal.flaw_of(as_it_came, letter.properties, letter.body)
+    if h.SIGNATURE in letter.headers:
+        return Flaw(Verdict.NO_KEYS, "it is signed: give the keys (--app or UNLOST_SIGNING)")
+    if letter.reason in (UNSIGNED, BAD_SIGNATURE):
+        return Flaw(letter.reason, "a worker has refused it")
+    return None
 
 
 def _redriven(letter: DeadLetter, target: str, body: bytes, run_again: bool, now: datetime) -> Outgoing:

@@ -51,19 +51,20 @@ class BulkPublisher(Protocol):
 
 
 def sending(
-    publisher: BulkPublisher, window: int = 200, check_in: Callable[[Outgoing], Outgoing] | None = None
+    publisher: BulkPublisher, window: int = 200, ready: Callable[[Outgoing], Outgoing] | None = None
 ) -> Send:
     """Return what a relay publishes with.
 
     Args:
         publisher: Confirms what it publishes.
         window: How many confirms are in flight.
-        check_in: Puts a large payload into a claim store; raises StoreUnavailable when it cannot.
+        ready: Makes a message of a row: signs it, puts a large payload into a claim store; raises
+            StoreUnavailable when it cannot.
     """
 
     def send(messages: Sequence[Outgoing]) -> list[BrokerError | None]:
-        ready = messages if check_in is None else [check_in(message) for message in messages]
-        return [published.error for published in publisher.publish_many(ready, window=window)]
+        prepared = messages if ready is None else [ready(message) for message in messages]
+        return [published.error for published in publisher.publish_many(prepared, window=window)]
 
     return send
 

@@ -183,7 +183,7 @@ class ReliableAMQP(AMQP):
         return partial(ConfirmingProducer, runtime=self._runtime, ready=self.ready)
 
     def ready(self, message: Outgoing) -> Outgoing:
-        """Return a rendered message as it goes to the broker: a large payload is put into the claim store.
+        """Return a rendered message as it goes to the broker: signed, a large payload in the claim store.
 
         A task that is known to be a plain one of Celery keeps its payload: its workers could not fetch it.
 
@@ -196,6 +196,7 @@ class ReliableAMQP(AMQP):
             known = self.app.tasks.get(message.headers.get("task"))
             if known is None or getattr(known, "redeems_claims", False):
                 message = runtime.claims.check_in(message)
+        message = runtime.signed(message)
         guard(message, runtime.settings)
         return message
 

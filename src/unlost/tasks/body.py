@@ -25,6 +25,7 @@ from unlost.core.headers import Failure
 from unlost.core.keys import Recorded
 from unlost.core.retry import GiveUp, RetryPolicy, TryAgain
 from unlost.core.settlement import TOO_OLD, AlreadyDone, Resend
+from unlost.core.signing import EXPIRED_SIGNATURE
 from unlost.errors import KeyConflict, LeaseLost, StoreError, StoreUnavailable
 from unlost.tasks.attempt import Attempt
 from unlost.tasks.crashpoints import Point
@@ -60,6 +61,10 @@ class Expired(Exception):
 
 class TooOld(Exception):
     """Nobody can tell whether the message has run."""
+
+
+class ExpiredSignature(Exception):
+    """The message was signed too long ago, and nobody has seen it until now."""
 
 
 class Spent(Exception):
@@ -142,6 +147,7 @@ def _claim(task: ReliableTask, runtime: Runtime, attempt: Attempt, args: Any, kw
     expires = attempt.headers.get(h.EXPIRES)
     if isinstance(expires, int) and datetime.now(UTC) > from_epoch_ms(expires):
         raise Expired(f"expired at {from_epoch_ms(expires).isoformat()}")
+    _refuse_expired_signature(runtime, attempt)
     _refuse_too_old(runtime, attempt)
     try:
         return claim(task, runtime, attempt, args, kwargs)
@@ -160,6 +166,19 @@ def _refuse_too_old(runtime: Runtime, attempt: Attempt) -> None:
             f"{attempt.message} has no row and is {age.days} days old, and the store forgets after "
             f"{retention.days}: it may have run; look, and send it back with {h.RUN_AGAIN} to run it"
         )
+
+
+def _refuse_expired_signature(runtime: Runtime, attempt: Attempt) -> None:
+    """Refuse a message that comes for the first time, and too late: somebody may have kept it back.
+
+    Here and not where its signature is verified, because what the ledger knows has come in time: a
+    redelivery after the bound must not make a letter of what runs, waits or is done.
+    """
+    seal = runtime.seal
+    if seal is None or attempt.row.token != FIRST_TOKEN:
+        return
+    if seal.is_expired(attempt.headers, datetime.now(UTC)):
+        raise ExpiredSignature(seal.describe_age())
 
 
 def _finish_duplicate(task: ReliableTask, runtime: Runtime, attempt: Attempt, done: Recorded) -> Any:
@@ -318,6 +337,8 @@ def verdict_of(policy: RetryPolicy, attempt: Attempt, exc: Exception) -> TryAgai
         return GiveUp("invalid-payload")
     if isinstance(exc, TooOld):
         return GiveUp(TOO_OLD)
+    if isinstance(exc, ExpiredSignature):
+        return GiveUp(EXPIRED_SIGNATURE)
     if isinstance(exc, KeyConflict):
         return GiveUp("key-conflict")
     if isinstance(exc, Duplicate):

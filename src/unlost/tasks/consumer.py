@@ -29,6 +29,7 @@ from unlost.core.envelope import problem_of_headers
 from unlost.core.headers import Failure
 from unlost.core.message import Outgoing
 from unlost.core.parking import next_park
+from unlost.core.signing import EXPIRED_SIGNATURE, Flaw, signed_at_of
 from unlost.errors import BrokerError, ConfigurationError, InvalidMessage, TopologyError
 from unlost.tasks.amqp import route
 from unlost.tasks.attempt import NOT_OURS_TO_REPEAT, origin_of
@@ -232,6 +233,9 @@ class ReliableConsumer(Consumer):
             problem = problem_of_headers(message.headers)
             if problem is not None:
                 return self._dead_letter(message, "malformed", problem)
+            flaw = self._flaw_of(message)
+            if flaw is not None:
+                return self._dead_letter(message, flaw.reason, flaw.text)
             if any(message.headers.get("timelimit") or ()) and ignored_by(self.pool):
                 logger.warning("%s: this pool ignores its time limit", message.headers["task"])
             if h.is_newer(message.headers):
@@ -250,6 +254,24 @@ class ReliableConsumer(Consumer):
                 return self._dead_letter(message, "malformed", f"{type(exc).__name__}: {exc}")
 
         return on_task_received
+
+    def _flaw_of(self, message: Any) -> Flaw | None:
+        """Return why a delivery is not believed; one that is may be signed anew, as ours."""
+        seal = self._runtime.seal
+        if seal is None or "signatures" in self._runtime.settings.dangerously_without:
+            message.is_believed = True
+            return None
+        flaw = seal.flaw_of(message.headers, message.properties, _bytes_of(raw_body_of(message)))
+        message.is_believed = flaw is None
+        # Of what the ledger may know, it has the word: see the body's own check.
+        if flaw is None and not self._asks_ledger(message) and seal.is_expired(message.headers, _now()):
+            return Flaw(EXPIRED_SIGNATURE, seal.describe_age())
+        return flaw
+
+    def _asks_ledger(self, message: Any) -> bool:
+        """Whether a delivery is run here, by a task of ours."""
+        task = self.app.tasks.get(message.headers["task"])
+        return isinstance(task, ReliableTask) and not h.is_newer(message.headers)
 
     def on_decode_error(self, message: Any, exc: Exception) -> None:
         """Dead-letter what cannot be decoded. Celery acks it away."""
@@ -290,20 +312,30 @@ class ReliableConsumer(Consumer):
         self._runtime.in_background(self._publish_then_settle, message, copy)
 
     def _dead_letter(self, message: Any, reason: str, text: str) -> None:
-        """Publish the raw message with its reason off the main loop, then ack it on the loop."""
+        """Publish the raw message with its reason off the main loop, then ack it on the loop.
+
+        Of what is not believed nobody is told: its errbacks would be published, and signed, by us, and it
+        may bear the id of another task.
+        """
         queue = self._queue_of(message)
         logger.error("a delivery on %s is dead-lettered as %s: %s", queue, reason, text)
         letter = letter_of_raw(self._runtime, message, queue, reason, text)
-        self._runtime.in_background(
-            self._publish_then_settle, message, letter, lambda: tell_failed(self.app, message, reason, text)
-        )
+        if self._is_believed(message):
+            tell = partial(tell_failed, self.app, message, reason, text)
+            self._runtime.in_background(self._publish_then_settle, message, letter, tell)
+        else:
+            evidence = replace(letter, headers={**letter.headers, **h.seals(message.headers)})
+            self._runtime.in_background(self._publish_then_settle, message, evidence)
+
+    def _is_believed(self, message: Any) -> bool:
+        return self._runtime.seal is None or getattr(message, "is_believed", False)
 
     def _publish_then_settle(
         self, message: Any, copy: Outgoing, then: Callable[[], None] = lambda: None
     ) -> None:
         """Ack when the copy is confirmed; otherwise the delivery goes back and is tried again."""
         try:
-            self._publish(copy)
+            self._publish(copy, message)
         except BrokerError:
             logger.exception("a letter or parked copy could not be published: its delivery is given back")
             self.call_soon_ack(message.reject_log_error, logger, self.connection_errors, True)
@@ -314,12 +346,19 @@ class ReliableConsumer(Consumer):
             # The copy is confirmed: whatever else goes wrong, nobody else shall send another.
             self.call_soon_ack(message.ack_log_error, logger, self.connection_errors)
 
-    def _publish(self, copy: Outgoing) -> None:
+    def _publish(self, copy: Outgoing, message: Any) -> None:
         try:
-            self._runtime.publisher.publish(copy)
+            self._runtime.publisher.publish(self._signed(copy, message))
         except InvalidMessage as exc:
             logger.warning("a delivery's copy goes without the headers that cannot be sent: %s", exc)
-            self._runtime.publisher.publish(replace(copy, headers=h.lightened(copy.headers)))
+            light = replace(copy, headers=h.lightened(copy.headers))
+            self._runtime.publisher.publish(self._signed(light, message))
+
+    def _signed(self, copy: Outgoing, message: Any) -> Outgoing:
+        """Sign a delivery's copy if the delivery is believed; as old as that, for it is only passed on."""
+        if not self._is_believed(message):
+            return copy
+        return self._runtime.signed(copy, signed_at_of(message.headers))
 
     def _queue_of(self, message: Any) -> str:
         """Return the queue a delivery came from; its routing key may be the delay path's."""
@@ -355,6 +394,14 @@ def raw_copy(message: Any, exchange: str, routing_key: str, headers: Mapping[str
         headers=headers,
         properties={**kept, "delivery_mode": 2},
     )
+
+
+def _bytes_of(body: bytes | str) -> bytes:
+    return body if isinstance(body, bytes) else body.encode(errors="surrogatepass")
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
 
 
 def _shutdown(text: str) -> WorkerShutdown:

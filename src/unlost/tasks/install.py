@@ -15,7 +15,7 @@ from unlost import config
 from unlost.broker.publisher import Publisher
 from unlost.claims.check import ClaimCheck
 from unlost.claims.stores import open_claims
-from unlost.config import Settings
+from unlost.config import Settings, Signing
 from unlost.core.ports import Ledger
 from unlost.core.retry import ONCE, RetryPolicy
 from unlost.errors import ConfigurationError, StoreUnavailable
@@ -44,6 +44,7 @@ def install(
     store: str | None = None,
     retries: RetryPolicy | None = None,
     settings: Settings | Mapping[str, object] | None = None,
+    signing: Signing | None = None,
 ) -> Runtime:
     """Install unlost on a Celery app: safe settings, confirmed publishing, the ledger.
 
@@ -57,6 +58,7 @@ def install(
             at once.
         settings: A :class:`unlost.config.Settings`, or its fields; what is not given comes from
             ``UNLOST_*`` variables.
+        signing: Keys with which every message is signed and verified; the settings' own when not given.
 
     Returns:
         What was installed: settings, topology, ledger, publisher.
@@ -71,6 +73,8 @@ def install(
     chosen = settings if isinstance(settings, Settings) else config.load(settings)
     if store is not None:
         chosen = chosen.model_copy(update={"store": store})
+    if signing is not None:
+        chosen = chosen.model_copy(update={"signing": signing})
     shape = topology if isinstance(topology, Topology) else Topology.load(topology)
     ours = celery_settings(shape, chosen)
     refuse_contradictions(app, ours)
@@ -110,6 +114,7 @@ def _runtime(app: Celery, topology: Topology, settings: Settings, retries: Retry
         retries=retries or RetryPolicy(stop=ONCE),
         leases=LeaseKeeper(ledger, settings.lease),
         claims=_claims(settings, ledger),
+        seal=settings.signing.seal() if settings.signing is not None else None,
         throttle=ThrottleStore(ledger.database) if isinstance(ledger, SqlStore) else None,
     )
 

@@ -24,12 +24,13 @@ class TaskOutbox:
 
     Args:
         sink: The app's.
-        check: Refuses a message that could never be published; called before anything is written.
+        ready: Returns a message as it is written, signed for instance; refuses one that could never be
+            published; called before anything is written.
     """
 
-    def __init__(self, sink: SinkVar, check: Callable[[Outgoing], None]) -> None:
+    def __init__(self, sink: SinkVar, ready: Callable[[Outgoing], Outgoing]) -> None:
         self._sink = sink
-        self._check = check
+        self._ready = ready
 
     @property
     def is_taking(self) -> bool:
@@ -56,9 +57,7 @@ class TaskOutbox:
             )
         with captured(self._sink, tells=False) as kept:
             result = called.apply_async(args, kwargs, **options)
-        for message in kept.messages:
-            self._check(message)
-        write(place, kept.messages, ordering_key)
+        write(place, [self._ready(message) for message in kept.messages], ordering_key)
         return result
 
 

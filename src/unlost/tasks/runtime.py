@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from celery import Celery
@@ -19,6 +19,7 @@ from unlost.config import Settings
 from unlost.core.message import Outgoing
 from unlost.core.ports import Ledger
 from unlost.core.retry import RetryPolicy
+from unlost.core.signing import Seal
 from unlost.errors import ConfigurationError
 from unlost.idempotency.sql import SqlStore
 from unlost.tasks.crashpoints import Points
@@ -52,6 +53,8 @@ class Runtime:
     retries: RetryPolicy
     leases: LeaseKeeper
     claims: ClaimCheck | None = None
+    #: Signs what is published and verifies what is delivered; ``None`` where messages are not signed.
+    seal: Seal | None = None
     #: Shared state of breakers and limits; ``None`` when the store is no SQL database.
     throttle: ThrottleStore | None = None
     #: What this worker has in hand of queues behind a breaker or a limit.
@@ -71,12 +74,25 @@ class Runtime:
     @property
     def outbox(self) -> TaskOutbox:
         """Return what writes this app's tasks into a transaction."""
-        return TaskOutbox(self.sink, self._check_kept)
+        return TaskOutbox(self.sink, self._kept)
 
-    def _check_kept(self, message: Outgoing) -> None:
+    def _kept(self, message: Outgoing) -> Outgoing:
+        message = self.signed(message)
         # With a claim store the relay puts a large payload there, and sees to what is left.
         if self.claims is None:
             guard(message, self.settings)
+        return message
+
+    def signed(self, message: Outgoing, since: datetime | None = None) -> Outgoing:
+        """Return a message as it is published: signed, where messages are.
+
+        Args:
+            message: Our own, or one that was verified.
+            since: Since when it counts as signed, if not from now on.
+        """
+        if self.seal is None:
+            return message
+        return self.seal.sign(message, since or datetime.now(UTC))
 
     @property
     def engine(self) -> Engine:

@@ -335,13 +335,14 @@ def _put_back(runtime: Runtime, attempt: Attempt, headers: dict[str, Any], due: 
 def _publish(runtime: Runtime, message: Outgoing) -> None:
     """Publish, again and again: the delivery is held meanwhile, so a missing exchange loses nothing."""
     patience = runtime.settings.settle_patience
+    signed = runtime.signed(message)
     Retrying(
         retry=retry_if_exception_type(BrokerError),
         wait=wait_exponential(multiplier=0.5, max=10),
         stop=stop_after_delay(patience.total_seconds()),
         before_sleep=before_sleep_log(logger, logging.ERROR),
         reraise=True,
-    )(lambda: runtime.publisher.publish(message, patience=patience))
+    )(lambda: runtime.publisher.publish(signed, patience=patience))
 
 
 def _settled(traced: Any) -> Any:

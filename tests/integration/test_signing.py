@@ -1,0 +1,119 @@
+"""Real workers that believe only what is signed, and the letters of the rest."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.signing import KEYS, SEAL
+from tests.support.workers import Bench, bench
+from unlost.core import headers as h
+from unlost.core.message import Outgoing
+from unlost.core.signing import Seal
+from unlost.deadletter import DeadLetters, Redrive
+from unlost.testing.brokers import Vhost
+
+# What is believed does not depend on the broker's release.
+pytestmark = pytest.mark.one_broker
+
+SIGNING = json.dumps({"keys": KEYS, "max_age": 3600})
+JSON = {"content_type": "application/json", "content_encoding": "utf-8"}
+LETTERS = "t.work.dlq"
+LONG_AGO = datetime.now(UTC) - timedelta(days=1)
+
+
+def call(ident: str, task: str = "t.effect", embed: Any = None, **headers: Any) -> Outgoing:
+    """Make a task message whose argument is its id."""
+    return Outgoing(
+        exchange="t",
+        routing_key="t.work",
+        body=json.dumps([[ident], {}, embed or {}]),
+        headers={"lang": "py", "task": task, "id": ident, "retries": 0, **headers},
+        properties=JSON,
+    )
+
+
+def signed(message: Outgoing, at: datetime | None = None, seal: Seal = SEAL) -> Outgoing:
+    """Sign a message as a client does that has the key."""
+    return seal.sign(message, at or datetime.now(UTC))
+
+
+@pytest.fixture
+def shop(vhost: Vhost, tmp_path: Path) -> Iterator[Bench]:
+    """Workers and clients that sign, on a fresh vhost."""
+    with bench(vhost, tmp_path, UNLOST_SIGNING=SIGNING) as made:
+        yield made
+
+
+def publish(shop: Bench, *messages: Outgoing) -> None:
+    """Publish messages as they are."""
+    for message in messages:
+        shop.publish_raw(message.body, message.headers, **message.properties)
+
+
+def reasons(shop: Bench) -> Counter[str]:
+    """Return why letters died."""
+    return Counter(headers[h.DEATH_REASON] for headers, _ in shop.letters())
+
+
+def test_only_what_is_signed_runs_and_the_rest_is_dead_lettered(shop: Bench, tmp_path: Path) -> None:
+    """Retries, links and redrives of what is signed run; what is forged, unsigned or late is a letter."""
+    genuine = signed(call("genuine"))
+    errbacks = {"errbacks": [call("errback").headers | {"args": ["errback"], "kwargs": {}, "options": {}}]}
+    stranger = Seal(keys={"k1": b"x" * 32}, sign_with="k1")
+    publish(
+        shop,
+        genuine,
+        genuine,
+        call("unsigned", embed=errbacks),
+        replace(genuine, body='[["forged"],{},{}]'),
+        signed(call("stranger"), seal=stranger),
+        signed(call("late"), LONG_AGO),
+        signed(call("late-unknown", "t.nobody"), LONG_AGO),
+    )
+    shop.start("--concurrency=1")
+    shop.call(
+        "m.effect.apply_async(('linked',), link=m.effect.si('after'))\n"
+        "m.recovers.delay('retried')\n"
+        "m.permanent.delay('dead')"
+    )
+    # Too late only for what has never been seen.
+    publish(shop, signed(call("genuine"), LONG_AGO))
+    expected = {"unsigned": 1, "bad-signature": 2, "expired-signature": 2, "permanent": 1}
+    shop.wait_for(lambda: reasons(shop) == expected, "the letters are there")
+    shop.wait_for(lambda: shop.runs()["retried"] == 2 and shop.runs()["after"] == 1, "the rest has run")
+    assert shop.effects() == {"genuine": 1, "linked": 1, "after": 1}
+    assert shop.runs() == {"genuine": 1, "linked": 1, "after": 1, "retried": 2, "dead": 1}
+
+    desk = DeadLetters(shop.vhost.amqp_url, folder=tmp_path / "desk")
+    without = desk.preview(LETTERS, Redrive())
+    assert dict(without.kept) == {"no-keys": 5, "unsigned": 1}
+    assert "UNLOST_SIGNING" in " ".join(without.why)
+    report = desk.redrive(LETTERS, Redrive(seal=SEAL), blind=True)
+    assert report.sent == 1
+    # The worker can be faster than the redrive.
+    report.kept.pop("came-back", None)
+    assert dict(report.kept) == {"unsigned": 1, "bad-signature": 2, "expired-signature": 2}
+    shop.wait_for(lambda: shop.runs()["dead"] == 2, "the letter that was sent back has run")
+    shop.wait_for(lambda: reasons(shop) == expected, "and is a letter again")
+    vouched = Redrive(seal=SEAL, trust=True, run_again=True)
+    assert desk.redrive(LETTERS, vouched, blind=True).sent == 6
+    shop.wait_for(lambda: shop.effects()["unsigned"] == shop.effects()["late"] == 1, "vouched for, they run")
+    assert "errback" not in shop.runs()
+
+
+def test_without_verification_a_forged_message_runs(vhost: Vhost, tmp_path: Path) -> None:
+    """The control: the same forged message runs where signatures are made and not verified."""
+    off = {"UNLOST_SIGNING": SIGNING, "UNLOST_DANGEROUSLY_WITHOUT": "signatures"}
+    with bench(vhost, tmp_path, **off) as shop:
+        publish(shop, call("unsigned"))
+        shop.start("--concurrency=1")
+        shop.wait_for(lambda: shop.effects()["unsigned"] == 1, "the forged message ran")
+        assert shop.letters() == []
