@@ -48,7 +48,7 @@ def signed(message: Outgoing, at: datetime | None = None, seal: Seal = SEAL) -> 
 @pytest.fixture
 def shop(vhost: Vhost, tmp_path: Path) -> Iterator[Bench]:
     """Workers and clients that sign, on a fresh vhost."""
-    with bench(vhost, tmp_path, UNLOST_SIGNING=SIGNING) as made:
+    with bench(vhost, tmp_path, UNLOST_SIGNING=SIGNING, UNLOST_PARK="2") as made:
         yield made
 
 
@@ -66,17 +66,18 @@ def reasons(shop: Bench) -> Counter[str]:
 def test_only_what_is_signed_runs_and_the_rest_is_dead_lettered(shop: Bench, tmp_path: Path) -> None:
     """Retries, links and redrives of what is signed run; what is forged, unsigned or late is a letter."""
     genuine = signed(call("genuine"))
-    errbacks = {"errbacks": [call("errback").headers | {"args": ["errback"], "kwargs": {}, "options": {}}]}
+    errback = {"task": "t.effect", "args": ["errback"], "kwargs": {}, "options": {}, "immutable": True}
     stranger = Seal(keys={"k1": b"x" * 32}, sign_with="k1")
     publish(
         shop,
         genuine,
         genuine,
-        call("unsigned", embed=errbacks),
+        call("unsigned", embed={"errbacks": [errback]}),
         replace(genuine, body='[["forged"],{},{}]'),
         signed(call("stranger"), seal=stranger),
         signed(call("late"), LONG_AGO),
         signed(call("late-unknown", "t.nobody"), LONG_AGO),
+        signed(call("parked", "t.nobody")),
     )
     shop.start("--concurrency=1")
     shop.call(
@@ -86,7 +87,7 @@ def test_only_what_is_signed_runs_and_the_rest_is_dead_lettered(shop: Bench, tmp
     )
     # Too late only for what has never been seen.
     publish(shop, signed(call("genuine"), LONG_AGO))
-    expected = {"unsigned": 1, "bad-signature": 2, "expired-signature": 2, "permanent": 1}
+    expected = {"unsigned": 1, "bad-signature": 2, "expired-signature": 2, "permanent": 1, "unknown-task": 1}
     shop.wait_for(lambda: reasons(shop) == expected, "the letters are there")
     shop.wait_for(lambda: shop.runs()["retried"] == 2 and shop.runs()["after"] == 1, "the rest has run")
     assert shop.effects() == {"genuine": 1, "linked": 1, "after": 1}
@@ -94,19 +95,20 @@ def test_only_what_is_signed_runs_and_the_rest_is_dead_lettered(shop: Bench, tmp
 
     desk = DeadLetters(shop.vhost.amqp_url, folder=tmp_path / "desk")
     without = desk.preview(LETTERS, Redrive())
-    assert dict(without.kept) == {"no-keys": 5, "unsigned": 1}
+    assert dict(without.kept) == {"no-keys": 6, "unsigned": 1}
     assert "UNLOST_SIGNING" in " ".join(without.why)
-    report = desk.redrive(LETTERS, Redrive(seal=SEAL), blind=True)
+    plan = Redrive(seal=SEAL, tasks={"t.effect", "t.permanent"})
+    report = desk.redrive(LETTERS, plan, blind=True)
     assert report.sent == 1
     # The worker can be faster than the redrive.
     report.kept.pop("came-back", None)
-    assert dict(report.kept) == {"unsigned": 1, "bad-signature": 2, "expired-signature": 2}
+    assert dict(report.kept) == {"unsigned": 1, "bad-signature": 2, "expired-signature": 1, "unknown-task": 2}
     shop.wait_for(lambda: shop.runs()["dead"] == 2, "the letter that was sent back has run")
     shop.wait_for(lambda: reasons(shop) == expected, "and is a letter again")
-    vouched = Redrive(seal=SEAL, trust=True, run_again=True)
-    assert desk.redrive(LETTERS, vouched, blind=True).sent == 6
-    shop.wait_for(lambda: shop.effects()["unsigned"] == shop.effects()["late"] == 1, "vouched for, they run")
     assert "errback" not in shop.runs()
+    vouched = replace(plan, trust=True, run_again=True)
+    assert desk.redrive(LETTERS, vouched, blind=True).sent == 5
+    shop.wait_for(lambda: shop.effects()["unsigned"] == shop.effects()["late"] == 1, "vouched for, they run")
 
 
 def test_without_verification_a_forged_message_runs(vhost: Vhost, tmp_path: Path) -> None:
