@@ -15,6 +15,8 @@ from kombu.message import Message
 import unlost
 from tests.support.apps import close, shop
 from unlost.tasks.dependents import tell_ended, tell_failed
+from unlost.tasks.runtime import runtime_of
+from unlost.tasks.sink import captured
 
 HEADERS = {"task": "shop.gone", "id": "m", "group": "g"}
 
@@ -105,3 +107,13 @@ def test_a_backend_that_is_down_is_only_logged(
     monkeypatch.setattr(app.backend, "store_result", down)
     tell_failed(app, message(WAITING), "unknown-task", "not registered")
     assert "shop.gone[m]: those who wait for it could not be told" in caplog.text
+
+
+def test_an_errback_that_is_a_task_is_sent(app: Celery) -> None:
+    """One that nobody knows here, or that takes the id alone, is published with the id of what failed."""
+    errback = {"task": "shop.elsewhere", "args": [], "kwargs": {}, "options": {}, "immutable": False}
+    with captured(runtime_of(app).sink) as kept:
+        tell_failed(app, message({"errbacks": [errback]}), "unknown-task", "not registered")
+    assert [(each.headers["task"], json.loads(each.body)[0]) for each in kept.messages] == [
+        ("shop.elsewhere", ["m"])
+    ]

@@ -39,7 +39,8 @@ def tell_failed(app: Celery, message: Any, reason: str, text: str) -> None:
     if not isinstance(headers.get("id"), str) or not isinstance(headers.get("task"), str):
         return
     args, kwargs, embed = _payload_of(message)
-    request = {**headers, **(embed or {}), "args": args, "kwargs": kwargs}
+    # Celery asks the delivery whether it was eager, before it sends errbacks.
+    request = {**headers, **(embed or {}), "args": args, "kwargs": kwargs, "delivery_info": {}}
     _tell(app, Context(request), DeadLettered(f"{reason}: {text}"), states.FAILURE)
 
 
