@@ -376,6 +376,25 @@ def test_discarded_letters_can_be_put_back(vhost: Vhost, desk: DeadLetters, tmp_
     assert after[0][2][h.DEATH_TRACEBACK] == before[0][2][h.DEATH_TRACEBACK]
 
 
+def test_letters_are_kept_in_a_table_and_sent_back_from_it(
+    vhost: Vhost, desk: DeadLetters, tmp_path: Path
+) -> None:
+    """In a database they are looked at, put back into their queue, and redriven from there."""
+    put(vhost.amqp_url, numbered(6))
+    url = f"sqlite:///{tmp_path / 'letters.sqlite'}"
+    some = Selection(where="kwargs.order < `2`")
+    assert desk.park(LETTERS, url, "bank is closed", selection=some).sent == 2
+    assert desk.discard(LETTERS, url, "test orders").sent == 4
+    assert drained(vhost, LETTERS) == []
+    assert sum(group.letters for group in desk.groups(url)) == 6
+    report = desk.restore(url, selection=Selection(ids=frozenset({"m0"})))
+    assert (report.sent, report.kept["not-selected"]) == (1, 5)
+    assert [letter.id for letter in desk.letters(LETTERS)] == ["m0"]
+    assert desk.redrive(url, **BLIND).sent == 5
+    assert ids(drained(vhost, WORK)) == [f"m{number}.1.1" for number in range(1, 6)]
+    assert (list(desk.letters(url)), desk.redrive(url, **BLIND).sent) == ([], 0)
+
+
 def test_exported_letters_stay(vhost: Vhost, desk: DeadLetters, tmp_path: Path) -> None:
     """An export copies letters to a file and leaves them; imported elsewhere they are the same."""
     put(vhost.amqp_url, numbered(4))

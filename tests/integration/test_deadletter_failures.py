@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from kombu import Connection
 
 from tests.support.apps import WORK, declare, shop
-from tests.support.letters import LETTERS, TASK, a_letter, numbered, put
+from tests.support.letters import LETTERS, TASK, a_letter, as_letter, numbered, put
 from tests.support.publishing import drained, ids
 from tests.support.raw_amqp import open_channel
 from unlost.broker.frames import encode_properties
@@ -20,6 +21,7 @@ from unlost.broker.management import Management
 from unlost.core import headers as h
 from unlost.core.message import Outgoing
 from unlost.deadletter import DeadLetters, Pace, Redrive, Report
+from unlost.deadletter.table import LetterTable
 from unlost.errors import AccessRefused, QueueMissing
 from unlost.testing.brokers import Vhost
 
@@ -27,6 +29,9 @@ pytestmark = pytest.mark.one_broker
 
 #: RabbitMQ's default; the header frame must hold all headers.
 FRAME = 131_072
+
+#: ``max_message_size`` of RabbitMQ 4, by default.
+LARGEST = 16 * 1024 * 1024
 
 
 @pytest.fixture
@@ -137,3 +142,21 @@ def test_a_letter_without_any_header_is_read_and_stays_without_a_target(
     assert desk.redrive(LETTERS, blind=True).kept["no-origin"] == 1
     assert desk.redrive(LETTERS, Redrive(to=WORK), blind=True).sent == 1
     assert drained(vhost, WORK)[0].body in (b"\x00", "\x00")
+
+
+def test_a_letter_that_is_too_large_stays(vhost: Vhost, desk: DeadLetters, tmp_path: Path) -> None:
+    """A body above the broker's limit is counted with both sizes, and stays where it is; the others go."""
+    with Management(vhost.management_url, vhost.name) as management:
+        if management.version() < (4, 0):
+            pytest.skip("takes 128 MiB")
+    url = f"sqlite:///{tmp_path / 'letters.sqlite'}"
+    letters = [as_letter(each) for each in numbered(3)]
+    letters[1] = replace(letters[1], body=b"x" * (LARGEST + 1))
+    with LetterTable(url, create=True) as table:
+        table.append(letters, {})
+    report = desk.redrive(url, blind=True)
+    assert (report.sent, sum(report.failed.values()), report.is_clean) == (2, 1, False)
+    assert ids(drained(vhost, WORK)) == ["m0.1.1", "m2.1.1"]
+    assert [letter.id for letter in desk.letters(url)] == ["m1"]
+    reason = next(iter(report.failed))
+    assert f"message size {LARGEST + 1} is larger than configured max size {LARGEST}" in reason

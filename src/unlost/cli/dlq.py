@@ -20,6 +20,7 @@ from unlost.cli.dlq_app import application
 from unlost.cli.errors import Exit, reports_errors
 from unlost.core.ports import Ledger
 from unlost.deadletter import DeadLetters, Pace, Redrive, Report, Selection, exposition, redrive_samples
+from unlost.deadletter.archives import Place, is_table, name_of
 from unlost.deadletter.desk import OnProgress
 from unlost.deadletter.edit import Edit
 from unlost.deadletter.group import DEFAULT
@@ -46,6 +47,19 @@ class Duration(click.ParamType[timedelta]):
             return timedelta(seconds=float(text[:-1]) * _UNITS[text[-1]])
         except (KeyError, ValueError, IndexError):
             self.fail(f"{value!r} is no duration such as 90s, 15m, 2h or 7d", param, ctx)
+
+
+class ArchivePlace(click.Path):
+    """A file, or the URL of a database."""
+
+    name = "file or URL"
+
+    def __init__(self, *, exists: bool = False) -> None:
+        super().__init__(exists=exists, dir_okay=False, path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path, or the URL as it is."""
+        return value if is_table(value) else super().convert(value, param, ctx)
 
 
 _broker = click.option(
@@ -211,6 +225,9 @@ def show_command(
 ) -> None:
     """Show the letters of QUEUE in groups; with IDENT, a task id, everything about its letters.
 
+    QUEUE may be the URL of a database that letters were archived in.
+
+
     Nothing is taken out of the queue. While it is read, nobody else gets letters from it.
     """
     _check_looks(broker, management_url, queue, count_looks)
@@ -278,7 +295,7 @@ def redrive_command(
     yes: bool,
     as_json: bool,
 ) -> None:
-    """Send the letters of QUEUE back to the queues they died in.
+    """Send the letters of QUEUE, or of an archive's database URL, back to the queues they died in.
 
     A dry run unless --yes. First a canary goes out, and only if it does well, the rest. The same command
     goes on where a killed one ended.
@@ -330,19 +347,20 @@ def park_command(
     yes: bool,
     as_json: bool,
 ) -> None:
-    """Move letters from QUEUE to the queue TO as they are. A dry run unless --yes."""
+    """Move letters from QUEUE to the queue, or the archive's database URL, TO. A dry run unless --yes."""
     _check_looks(broker, management_url, queue, count_looks)
     desk = DeadLetters(broker, folder=folder)
+    name = name_of(to) if is_table(to) else to
     if not yes:
-        _end(_selected(desk, queue, selection), f"would be parked in {to}", as_json=as_json, dry=True)
+        _end(_selected(desk, queue, selection), f"would be parked in {name}", as_json=as_json, dry=True)
     with _progress(quiet=as_json) as on_progress:
         report = desk.park(queue, to, reason, selection=selection, on_progress=on_progress)
-    _end(report, f"parked in {to}", as_json=as_json)
+    _end(report, f"parked in {name}", as_json=as_json)
 
 
 @dlq.command("discard")
 @click.argument("queue")
-@click.argument("archive", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("archive", type=ArchivePlace())
 @click.option("--reason", required=True, help="Why; kept in the archive and in the audit log.")
 @_broker
 @_management
@@ -354,7 +372,7 @@ def park_command(
 @reports_errors
 def discard_command(
     queue: str,
-    archive: Path,
+    archive: Place,
     reason: str,
     broker: str,
     management_url: str | None,
@@ -364,14 +382,17 @@ def discard_command(
     yes: bool,
     as_json: bool,
 ) -> None:
-    """Take letters out of QUEUE into the file ARCHIVE; `import` brings them back. A dry run unless --yes."""
+    """Take letters out of QUEUE into ARCHIVE; `import` brings them back. A dry run unless --yes.
+
+    ARCHIVE is a file, or the URL of a database (SQLite, PostgreSQL, MariaDB) in which a table is kept.
+    """
     _check_looks(broker, management_url, queue, count_looks)
     desk = DeadLetters(broker, folder=folder)
     if not yes:
-        _end(_selected(desk, queue, selection), f"would go to {archive}", as_json=as_json, dry=True)
+        _end(_selected(desk, queue, selection), f"would go to {name_of(archive)}", as_json=as_json, dry=True)
     with _progress(quiet=as_json) as on_progress:
         report = desk.discard(queue, archive, reason, selection=selection, on_progress=on_progress)
-    _end(report, f"discarded to {archive}", as_json=as_json)
+    _end(report, f"discarded to {name_of(archive)}", as_json=as_json)
 
 
 @dlq.command("export")
@@ -399,26 +420,37 @@ def export_command(
 
 
 @dlq.command("import")
-@click.argument("file", type=click.Path(path_type=Path, dir_okay=False, exists=True))
+@click.argument("archive", type=ArchivePlace(exists=True))
 @click.option("--to", metavar="QUEUE", help="To this queue instead of the one each letter was in.")
 @_broker
+@_selecting
 @_folder
 @_yes
 @_json
 @reports_errors
-def import_command(file: Path, to: str | None, broker: str, folder: Path, yes: bool, as_json: bool) -> None:
-    """Put the letters of FILE, exported or discarded, back into their queues. A dry run unless --yes."""
-    from unlost.deadletter.archive import read
+def import_command(
+    archive: Place,
+    to: str | None,
+    broker: str,
+    selection: Selection,
+    folder: Path,
+    yes: bool,
+    as_json: bool,
+) -> None:
+    """Put letters that were exported, discarded or parked in ARCHIVE back into their queues.
 
+    A dry run unless --yes. ARCHIVE is a file, or the URL of a database, where what is put back is marked.
+    """
+    desk = DeadLetters(broker, folder=folder)
     if not yes:
-        _end(Report(sent=sum(1 for _ in read(file))), "would be put back", as_json=as_json, dry=True)
+        _end(_selected(desk, archive, selection), "would be put back", as_json=as_json, dry=True)
     with _progress(quiet=as_json) as on_progress:
-        report = DeadLetters(broker, folder=folder).restore(file, to=to, on_progress=on_progress)
+        report = desk.restore(archive, to=to, selection=selection, on_progress=on_progress)
     _end(report, "put back", as_json=as_json)
 
 
 def _check_looks(broker: str, management_url: str | None, queue: str, count_looks: bool) -> None:
-    if count_looks:
+    if count_looks or is_table(queue):
         return
     with Management(management_url or management_url_of(broker), vhost_of(broker)) as management:
         refuse_counting_looks(management, queue)
@@ -432,7 +464,7 @@ def _ledger(store: str | None) -> Ledger | None:
     return open_store(store)
 
 
-def _selected(desk: DeadLetters, queue: str, selection: Selection) -> Report:
+def _selected(desk: DeadLetters, queue: Place, selection: Selection) -> Report:
     return Report(sent=sum(1 for _ in desk.letters(queue, selection)))
 
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from kombu import Connection
 
@@ -23,6 +23,7 @@ from unlost.broker.publisher import Publisher
 from unlost.core.clock import Clock, SystemClock, epoch_ms
 from unlost.core.message import Outgoing
 from unlost.deadletter import archive
+from unlost.deadletter.archives import Place, Source, is_table, letters_in, name_of, open_archive
 from unlost.deadletter.audit import AuditLog
 from unlost.deadletter.disposition import Decision, Ends, Redrive, Seen, Verdict, decide, moved
 from unlost.deadletter.fates import Observed
@@ -33,7 +34,7 @@ from unlost.deadletter.journals import open_journal
 from unlost.deadletter.known import Ahead, KeyOf, Known, Rows
 from unlost.deadletter.letter import DeadLetter
 from unlost.deadletter.metrics import LetterFigures, figures_of
-from unlost.deadletter.move import BATCH, Act, Fates, Letters, Move, Report
+from unlost.deadletter.move import BATCH, Act, Fates, Move, Report
 from unlost.deadletter.pace import Pace
 from unlost.deadletter.redact import Redactor
 from unlost.deadletter.select import Selection
@@ -105,8 +106,8 @@ class DeadLetters:
         self._patience = patience
         self._clock = clock or SystemClock()
 
-    def letters(self, queue: str, selection: Selection | None = None) -> Iterator[DeadLetter]:
-        """Yield the letters of a queue, in order, and leave them there.
+    def letters(self, queue: Place, selection: Selection | None = None) -> Iterator[DeadLetter]:
+        """Yield the letters of a queue, or of an archive (its file or URL), in order, and leave them there.
 
         Others get none of them until the iterator is closed or at its end. Letters that come in meanwhile
         are seen, too.
@@ -119,7 +120,7 @@ class DeadLetters:
         """
         chosen = selection or Selection()
         now = self._clock.now()
-        with Hold(self._source, queue) as hold:
+        with self._open(queue) as hold:
             for held in hold.letters():
                 if chosen.matches(held.letter, now):
                     yield held.letter
@@ -186,12 +187,12 @@ class DeadLetters:
         journal: Path | None = None,
         on_progress: OnProgress = lambda _report: None,
     ) -> Report:
-        """Send letters back to the queues they died in.
+        """Send letters back to the queues they died in, from their queue or from a table.
 
         A run that was killed is resumed by the same call: its journal is found by queue and plan.
 
         Args:
-            queue: The queue of letters.
+            queue: The queue of letters, or the URL of a database that they were archived in.
             plan: Which, and how.
             pace: How fast, and when to stop.
             blind: Do not watch what comes of them: no canary, no automatic stop.
@@ -211,7 +212,8 @@ class DeadLetters:
             :mod:`unlost.deadletter.move`.
         """
         plan, pace = plan or Redrive(), pace or Pace()
-        purpose = {"action": "redrive", "queue": queue, "selection": plan.selection.describe(), "to": plan.to}
+        name = name_of(queue) if is_table(queue) else queue
+        purpose = {"action": "redrive", "queue": name, "selection": plan.selection.describe(), "to": plan.to}
         known = self._known(plan)
         with ExitStack() as stack:
             publisher = Publisher(self._source)
@@ -246,11 +248,21 @@ class DeadLetters:
         selection: Selection | None = None,
         on_progress: OnProgress = lambda _report: None,
     ) -> Report:
-        """Move letters as they are to another queue of letters, which must exist.
+        """Move letters as they are to another queue of letters, which must exist, or to a table.
+
+        Args:
+            queue: The queue of letters.
+            to: The other queue, or the URL of a database.
+            reason: Why.
+            selection: Which.
+            on_progress: Called after each batch.
 
         Raises:
             UnlostError: As :meth:`redrive`. A target that does not exist stops the run; nothing moves.
         """
+        chosen = selection or Selection()
+        if is_table(to):
+            return self._store("park", queue, to, reason, chosen, on_progress)
         if to == queue:
             raise ConfigurationError(f"letters of {queue!r} cannot be parked in itself: name another queue")
         notes = {
@@ -258,7 +270,6 @@ class DeadLetters:
             PARKED_BY: self._audit.actor,
             PARKED_AT: epoch_ms(self._clock.now()),
         }
-        chosen = selection or Selection()
         publisher = Publisher(self._source)
         try:
             return self._move(
@@ -276,7 +287,7 @@ class DeadLetters:
     def discard(
         self,
         queue: str,
-        file: Path,
+        place: Place,
         reason: str,
         *,
         selection: Selection | None = None,
@@ -284,17 +295,36 @@ class DeadLetters:
     ) -> Report:
         """Take letters out of their queue into an archive, from which :meth:`restore` brings them back.
 
+        Args:
+            queue: The queue of letters.
+            place: The file, or the URL of a database.
+            reason: Why.
+            selection: Which.
+            on_progress: Called after each batch.
+
         Raises:
             UnlostError: As :meth:`redrive`.
-            OSError: The archive cannot be written; its letters are still in the queue.
+            StoreUnavailable: The table cannot be written; its letters are still in the queue.
+            OSError: The file cannot be written; its letters are still in the queue.
         """
-        chosen = selection or Selection()
+        return self._store("discard", queue, place, reason, selection or Selection(), on_progress)
+
+    def _store(
+        self,
+        action: str,
+        queue: str,
+        place: Place,
+        reason: str,
+        chosen: Selection,
+        on_progress: OnProgress,
+    ) -> Report:
         notes = {"reason": reason, "by": self._audit.actor, "at": self._clock.now().isoformat()}
-        with archive.Archive(file) as store:
+        name = name_of(place)
+        with open_archive(place) as store:
             pending: dict[int, DeadLetter] = {}
 
             def remember(letter: DeadLetter) -> Outgoing:
-                outgoing = Outgoing(exchange="", routing_key=str(file), body=letter.body)
+                outgoing = Outgoing(exchange="", routing_key=name, body=letter.body)
                 pending[id(outgoing)] = letter
                 return outgoing
 
@@ -305,7 +335,7 @@ class DeadLetters:
 
             return self._move(
                 queue,
-                {"action": "discard", "queue": queue, "selection": chosen.describe(), "to": str(file)},
+                {"action": action, "queue": queue, "selection": chosen.describe(), "to": name},
                 lambda book: self._select(chosen, book, remember),
                 write,
                 pace=Pace(canary=0),
@@ -313,42 +343,54 @@ class DeadLetters:
                 on_progress=on_progress,
             )
 
-    def export(self, queue: str, file: Path, selection: Selection | None = None) -> int:
+    def export(self, queue: Place, file: Path, selection: Selection | None = None) -> int:
         """Write letters to a new file, one JSON object a line, and leave them in their queue."""
         return archive.export(self.letters(queue, selection), file)
 
     def restore(
         self,
-        file: Path,
+        place: Place,
         *,
         to: str | None = None,
+        selection: Selection | None = None,
         on_progress: OnProgress = lambda _report: None,
     ) -> Report:
-        """Publish the letters of a file to the queue they were in, or to another.
+        """Publish the letters of an archive to the queue they were in, or to another.
 
-        Twins in the file are one. A call that was killed is resumed by the same call.
+        Twins in it are one. A call that was killed is resumed by the same call. In a table, what is back in
+        its queue is marked and not seen again; a file stays as it is.
+
+        Args:
+            place: The file, or the URL of a database.
+            to: To this queue instead.
+            selection: Which.
+            on_progress: Called after each batch.
 
         Raises:
-            DeadLetterError: A line holds no letter; those before it were restored.
+            DeadLetterError: A line or row holds no letter; those before it were restored.
             UnlostError: As :meth:`redrive`.
         """
 
         def put_back(letter: DeadLetter) -> Outgoing:
             return moved(letter, to or letter.queue, {})
 
-        publisher = Publisher(self._source)
+        chosen, publisher = selection or Selection(), Publisher(self._source)
         try:
             return self._move(
-                str(file.absolute()),
-                {"action": "import", "queue": str(file.absolute()), "selection": "all", "to": to},
-                lambda book: self._select(Selection(), book, put_back),
+                place,
+                {"action": "import", "queue": name_of(place), "selection": chosen.describe(), "to": to},
+                lambda book: self._select(chosen, book, put_back),
                 _confirmed(publisher),
                 pace=Pace(canary=0),
-                source=lambda: nullcontext(_FromFile(file)),
                 on_progress=on_progress,
             )
         finally:
             publisher.close()
+
+    def _open(self, place: Place) -> AbstractContextManager[Source]:
+        if isinstance(place, Path) or is_table(place):
+            return letters_in(place)
+        return Hold(self._source, place)
 
     def _known(self, plan: Redrive) -> Known | None:
         if self._rows is None:
@@ -372,13 +414,12 @@ class DeadLetters:
 
     def _move(
         self,
-        queue: str,
+        place: Place,
         purpose: dict[str, Any],
         decider: Callable[[Journal], Callable[[DeadLetter], Decision]],
         act: Act,
         *,
         pace: Pace,
-        source: Callable[[], AbstractContextManager[Source]] | None = None,
         known: Known | None = None,
         fates: Callable[[Journal], Fates | None] = lambda _book: None,
         most: int | None = None,
@@ -395,7 +436,7 @@ class DeadLetters:
                 before = report.sent + report.acked
                 try:
                     watching = fates(book)
-                    with source() if source else Hold(self._source, queue) as hold:
+                    with self._open(place) as hold:
                         report.total = None if hold.ready is None else report.sent + report.acked + hold.ready
                         run = Move(
                             Ahead(hold, known) if known else hold,
@@ -418,7 +459,7 @@ class DeadLetters:
                         raise
                     time.sleep(_AGAIN)
             book.note("end", at=datetime.now(UTC).isoformat(), **_figures(report))
-            self._audit.write(f"{purpose['action']}-ended", queue=queue, **_figures(report))
+            self._audit.write(f"{purpose['action']}-ended", queue=purpose["queue"], **_figures(report))
         return report
 
 
@@ -427,45 +468,6 @@ class _Nothing:
 
     def knows(self, identity: str | None, redrives: int) -> bool:  # noqa: ARG002 - as a journal's
         return False
-
-
-@dataclass(frozen=True)
-class _Line:
-    """A letter of a file; there is nothing to settle."""
-
-    letter: DeadLetter
-
-
-class Source(Letters, Protocol):
-    """Letters that are held, how many there seemed to be, and whether they were given up before the last."""
-
-    @property
-    def ready(self) -> int | None:
-        """Return how many there were at the start, if known."""
-
-    @property
-    def is_cut(self) -> bool:
-        """Whether there are more, which a further pass will see."""
-
-
-class _FromFile:
-    """The letters of a file, as a move takes them."""
-
-    is_cut = False
-    ready = None
-
-    def __init__(self, file: Path) -> None:
-        self._file = file
-
-    def letters(self, most: int | None = None) -> Iterator[_Line]:  # noqa: ARG002 - a file has an end
-        for letter in archive.read(self._file):
-            yield _Line(letter)
-
-    def keep(self, held: Any) -> None:
-        """Leave it in the file."""
-
-    def ack(self, batch: Sequence[Any]) -> None:
-        """Leave them in the file."""
 
 
 def _confirmed(publisher: Publisher, window: int = 1000) -> Act:
