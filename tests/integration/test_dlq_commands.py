@@ -15,6 +15,7 @@ from click.testing import CliRunner, Result
 
 from tests.support.letters import DLX, a_letter, numbered, put
 from tests.support.publishing import drained, ids
+from tests.support.signing import SEAL, SECRET, VARIABLE
 from unlost.broker.apply import apply
 from unlost.broker.management import Management
 from unlost.cli import main
@@ -34,7 +35,7 @@ class Shell:
 
     def __init__(self, vhost: Vhost, folder: Path) -> None:
         self.vhost = vhost
-        self._environment = {
+        self.environment = {
             "UNLOST_BROKER_URL": vhost.amqp_url,
             "UNLOST_MANAGEMENT_URL": vhost.management_url,
             "XDG_CONFIG_HOME": str(folder),
@@ -44,7 +45,7 @@ class Shell:
     def run(self, line: str) -> Result:
         """Run a command line that begins with ``unlost``."""
         (_, *arguments) = shlex.split(line)
-        return CliRunner(env=self._environment).invoke(main, arguments, catch_exceptions=False)
+        return CliRunner(env=self.environment).invoke(main, arguments, catch_exceptions=False)
 
     def json(self, line: str) -> dict[str, Any]:
         """Run a command line and return the object that it prints."""
@@ -160,3 +161,32 @@ def test_a_mistake_in_a_call_is_said_in_one_line(shell: Shell) -> None:
         assert result.stderr.startswith("error: ")
         assert len(result.stderr.splitlines()) == 1
     assert len(drained(shell.vhost, LETTERS)) == 2
+
+
+def test_an_archive_table_takes_and_gives_letters(shell: Shell, tmp_path: Path) -> None:
+    """``park`` and ``discard`` go to a database, ``show`` and ``import`` take from it; each says how many."""
+    put(shell.vhost.amqp_url, payments(*numbered(3, queue=WORK)))
+    url = f"sqlite:///{tmp_path}/letters.sqlite"
+    assert shell.run(f"unlost dlq import {url}").exit_code == 2
+    parked = shell.run(f"unlost dlq park {LETTERS} {url} --id m0 --reason later --yes")
+    assert f"1 letters parked in sqlite:///{tmp_path}/letters.sqlite" in parked.output
+    assert shell.json(f"unlost dlq discard {LETTERS} {url} --reason tests --yes")["sent"] == 2
+    assert shell.json(f"unlost dlq show {url} --by task")["groups"][0]["letters"] == 3
+    assert shell.json(f"unlost dlq import {url} --id m0")["sent"] == 1
+    assert shell.json(f"unlost dlq import {url} --id m0 --yes")["sent"] == 1
+    assert shell.json(f"unlost dlq import {url}")["sent"] == 2
+    assert len(drained(shell.vhost, LETTERS)) == 1
+
+
+def test_a_letter_without_a_signature_goes_on_the_operators_word(shell: Shell) -> None:
+    """With keys it stays, and the command names the way out; with ``--trust`` it is signed and sent."""
+    put(shell.vhost.amqp_url, payments(*numbered(1, queue=WORK)))
+    shell.environment["UNLOST_SIGNING"] = VARIABLE
+    refused = shell.run(f"unlost dlq redrive {LETTERS} --blind --yes")
+    assert (refused.exit_code, "1 stay: unsigned" in refused.output) == (1, True)
+    assert "--trust" in refused.output
+    assert SECRET not in refused.output
+    assert shell.json(f"unlost dlq redrive {LETTERS} --blind --trust --yes")["sent"] == 1
+    (message,) = drained(shell.vhost, WORK)
+    body = message.body if isinstance(message.body, bytes) else message.body.encode()
+    assert SEAL.flaw_of(message.headers, message.properties, body) is None

@@ -112,3 +112,11 @@ def numbered(count: int, **options: Any) -> Iterator[Outgoing]:
     """Make letters of orders 0, 1, 2, ... with the ids ``m0``, ``m1``, ..."""
     for number in range(count):
         yield a_letter(f"m{number}", order=number, **options)
+
+
+class KnowsNothing:
+    """A journal that knows of nothing."""
+
+    def knows(self, *_: Any) -> bool:
+        """Whether it does."""
+        return False

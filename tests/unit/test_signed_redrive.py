@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from tests.support.letters import LETTERS, TASK, a_letter, as_letter
+from tests.support.letters import LETTERS, TASK, KnowsNothing, a_letter, as_letter
 from tests.support.signing import SEAL, signing
 from unlost.core import headers as h
 from unlost.core.message import Outgoing
@@ -21,17 +21,9 @@ STRANGER = Seal(keys={"k2": b"x" * 32}, sign_with="k2")
 LAX = signing(require=False).seal()
 
 
-class Nothing:
-    """A journal that knows of nothing."""
-
-    def knows(self, *_: Any) -> bool:
-        """Whether it does."""
-        return False
-
-
 def decided(letter: DeadLetter, **plan: Any) -> Decision:
     """Return what becomes of a letter; with keys unless the plan has none."""
-    return decide(letter, Redrive(**{"seal": SEAL, **plan}), Nothing(), None, NOW)
+    return decide(letter, Redrive(**{"seal": SEAL, **plan}), KnowsNothing(), None, NOW)
 
 
 def signed_letter(**options: Any) -> DeadLetter:
