@@ -7,6 +7,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -302,6 +303,18 @@ def test_letters_of_other_programs_are_read_and_sent_back(vhost: Vhost, desk: De
     assert (back.body, back.properties["message_id"]) == (b"\xff not json", "their-1")
     assert back.headers[h.REDRIVES] == 1
     assert "retries" not in back.headers
+
+
+def test_a_body_is_sent_back_as_the_bytes_that_came(vhost: Vhost, desk: DeadLetters) -> None:
+    """Whatever character set a letter names, nobody decodes it on the way; a signature covers bytes."""
+    letter = a_letter("m1")
+    properties = {**letter.properties, "content_encoding": "latin-1"}
+    put(
+        vhost.amqp_url,
+        [replace(letter, body='[[], {"name": "\xe9"}, {}]'.encode("latin-1"), properties=properties)],
+    )
+    assert desk.redrive(LETTERS, **BLIND).sent == 1
+    assert drained(vhost, WORK)[0].body == '[[], {"name": "\xe9"}, {}]'
 
 
 def test_a_missing_permission_is_named(vhost: Vhost, url: str, tmp_path: Path) -> None:

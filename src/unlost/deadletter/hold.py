@@ -210,6 +210,8 @@ class Hold:
 
     def _open_pane(self) -> None:
         channel = self._connection.channel()
+        # A body is kept as it came, whatever its content encoding says.
+        channel.auto_decode = False
         pane = Pane(channel)
         channel.basic_qos(0, self._window, False)
         self._panes.append(pane)
@@ -248,14 +250,14 @@ class Hold:
         return not self._arrived
 
     def _letter(self, message: Any) -> DeadLetter:
-        body = message.body
         properties = dict(message.properties)
         headers = properties.pop("application_headers", None)
         return DeadLetter(
             queue=self.queue,
             exchange=message.delivery_info.get("exchange") or "",
             routing_key=message.delivery_info.get("routing_key") or "",
-            body=body if isinstance(body, bytes) else bytes(body, "utf-8", "surrogatepass"),
+            # py-amqp gives a message without a body the empty text.
+            body=message.body or b"",
             headers=headers or {},
             properties=properties,
         )
