@@ -16,6 +16,7 @@ from unlost.chaos.checker import (
     recoveries,
     slowest_recovery,
 )
+from unlost.chaos.checker.activity import lives
 from unlost.errors import HarnessError
 
 VALID, UNKNOWN = Verdict.VALID, Verdict.UNKNOWN
@@ -236,3 +237,34 @@ def test_a_task_that_no_fault_kept_from_its_effect_did_not_recover(run: str) -> 
     """Only a task that ran at the fault and took effect later has recovered."""
     assert recoveries(history(run)) == []
     assert slowest_recovery(history(run)) is None
+
+
+# --- the life of a value
+
+
+def test_a_life_shows_the_faults_that_struck_a_running_body() -> None:
+    """Those and no other."""
+    run = history("""
+        1 client ok publish a
+        2 worker ok start a pid=7
+        3 nemesis ok kill pids=[7]
+        4 nemesis ok kill pids=[8]
+    """)
+    assert [op.index for op in lives(run, {"a"})["a"]] == [0, 1, 2]
+
+
+def test_a_life_without_a_start_shows_the_first_fault_after_it() -> None:
+    """A message that was acked early dies with a process that never began its body."""
+    run = history("""
+        1 nemesis ok kill pids=[7]
+        2 client ok publish a
+        3 nemesis ok kill pids=[8]
+        4 nemesis ok kill pids=[9]
+    """)
+    assert [op.index for op in lives(run, {"a"})["a"]] == [1, 2]
+
+
+def test_a_life_that_no_fault_followed_is_its_own_operations() -> None:
+    """What was lost without any fault accuses none."""
+    run = history("1 nemesis ok kill pids=[7]\n2 client ok publish a")
+    assert [op.index for op in lives(run, {"a"})["a"]] == [1]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -153,15 +153,30 @@ def slowest_recovery(history: History, names: Collection[str] | None = None) -> 
 
 
 def lives(history: History, values: Collection[str]) -> Mapping[str, tuple[Op, ...]]:
-    """Return for each value everything that concerns it: its own operations and the faults that struck it."""
+    """Return for each value everything that concerns it: its own operations and the faults that struck it.
+
+    A message may be lost in hands that had not begun its body, and an effect repeated for what came after
+    the body's end. So where no fault struck a running body, the first one after the last operation on the
+    value is shown: nothing else that is known of explains its silence.
+    """
     struck: dict[str, list[Op]] = {value: [] for value in values}
     for hit in hits(history) if values else ():
         if hit.value in struck:
             struck[hit.value].append(hit.fault)
+    all_faults = faults(history) if values else []
     return {
-        value: tuple(sorted([*history.about(value), *faults], key=lambda op: op.index))
-        for value, faults in struck.items()
+        value: tuple(sorted([*own, *(found or _first_after(own, all_faults))], key=lambda op: op.index))
+        for value, found in struck.items()
+        for own in [history.about(value)]
     }
+
+
+def _first_after(ops: Sequence[Op], faults: Sequence[Op]) -> Sequence[Op]:
+    """Return the first of the faults, which are in order, that came after the last operation."""
+    if not ops:
+        return ()
+    first = bisect_right(faults, max(op.time_ns for op in ops), key=lambda op: op.time_ns)
+    return faults[first : first + 1]
 
 
 @dataclass(frozen=True)
