@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from unlost.tasks.crashpoints import Point
+from unlost.tasks.crashpoints import OF_THE_PARENT, Point
 
 #: In the middle of the body, behind its effect.
 BODY = "body"
 
 _OF_FAILURES = (Point.DECIDED, Point.PUBLISHED)
 
-#: In these the process that dies is the worker's parent, in all others the child that runs the body.
-OF_THE_PARENT = (Point.ACKING,)
+__all__ = ["BODY", "OF_THE_PARENT", "POINTS", "POINTS_WITHOUT_TRANSACTION"]
 
 POINTS = (*(str(point) for point in Point if point not in _OF_FAILURES), BODY)
 POINTS_WITHOUT_TRANSACTION = tuple(point for point in POINTS if point != Point.COMMITTING)

@@ -17,6 +17,7 @@ from unlost.chaos import (
     ClockSkew,
     CloseConnections,
     Conserved,
+    CrashAt,
     DiskAlarm,
     EffectsOnce,
     ExclusiveEnd,
@@ -80,6 +81,7 @@ CORE = {
 }
 ONE_NODE = {
     **CORE,
+    "crash-points": Scenario(nemeses=[CrashAt(every=0.7 * SECOND)], duration=20 * SECOND),
     "workers-stop": Scenario(nemeses=[StopWorkers(times=2, lasting=10 * SECOND)], duration=30 * SECOND),
     "clocks-wrong": Scenario(nemeses=[ClockSkew(times=3), KILLS], duration=25 * SECOND),
     "no-memory": Scenario(nemeses=[OutOfMemory(times=8, lasting=SECOND)], duration=20 * SECOND),

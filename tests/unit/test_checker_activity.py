@@ -41,6 +41,15 @@ def test_a_kill_while_its_task_ran_is_activity() -> None:
     assert judged(Active(), run) == (VALID, [])
 
 
+def test_a_crash_at_a_delivery_is_activity() -> None:
+    """A process that dies before the body begins has a delivery in its hands all the same."""
+    run = """
+        1 client ok publish a
+        2 nemesis info crash pids=[7] delivery="a"
+    """
+    assert judged(Active(frozenset({"crash"})), run) == (VALID, [])
+
+
 IDLE = {
     "no publish": "2 worker ok start a pid=7\n3 nemesis ok kill pids=[7]",
     "unconfirmed publish": "1 client info publish a\n2 worker ok start a pid=7\n3 nemesis ok kill pids=[7]",

@@ -8,7 +8,7 @@ from datetime import timedelta
 import pytest
 
 from unlost.chaos import nemesis
-from unlost.chaos.nemesis import KillWorkers, LinkFault, Nemesis, RestartBroker, Schedule
+from unlost.chaos.nemesis import CrashAt, KillWorkers, LinkFault, Nemesis, RestartBroker, Schedule
 
 SPAN = timedelta(seconds=60)
 SECOND = timedelta(seconds=1)
@@ -62,6 +62,7 @@ def test_times_are_spread_over_the_load() -> None:
     ("make", "why"),
     [
         (lambda: KillWorkers(targets=("cousin",)), "child, parent, group"),
+        (lambda: CrashAt(points=("lunch",)), "acquiring, acquired"),
         (lambda: LinkFault(links=("moon",)), "worker, publisher, store"),  # type: ignore[arg-type]
         (lambda: LinkFault(faults=()), "latency"),
         (lambda: KillWorkers(every=SECOND, times=2).schedule("1", SPAN), "not both"),

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from unlost.chaos.kit import Outcome as Outcome
     from unlost.chaos.nemesis import ClockSkew as ClockSkew
     from unlost.chaos.nemesis import CloseConnections as CloseConnections
+    from unlost.chaos.nemesis import CrashAt as CrashAt
     from unlost.chaos.nemesis import DiskAlarm as DiskAlarm
     from unlost.chaos.nemesis import FillQueue as FillQueue
     from unlost.chaos.nemesis import KillBroker as KillBroker
@@ -55,6 +56,7 @@ _CHECKERS = (
 _NEMESES = (
     "ClockSkew",
     "CloseConnections",
+    "CrashAt",
     "DiskAlarm",
     "FillQueue",
     "KillBroker",

@@ -20,6 +20,7 @@ The operations that the checkers know, by ``f``:
 ``workload``       ``extra["per_message"]`` is how many effects one message promises
 ``schedule``       what the nemeses were to do, and the seed
 ``kill``           one operation for each kill that struck; ``extra["pids"]`` are the processes it killed
+``crash``          a ``kill`` at a ``point`` of a ``delivery``, both in ``extra``, by the process itself
 (any nemesis)      of process ``nemesis``: ``info`` when it strikes, ``ok`` when that is over
 =================  ==================================================================================
 

@@ -65,6 +65,9 @@ class Figures:
         return json.dumps(asdict(self))
 
 
+#: Faults that kill processes of workers.
+KILLS = frozenset({"kill", "crash"})
+
 #: Faults after which a node had to start again.
 RESTARTS = frozenset({"restart_broker", "kill_broker", "kill_node", "leader_loss", "rolling_restart"})
 
@@ -102,7 +105,7 @@ def figures(judgement: Judgement, history: History, per_message: int | None = No
         lost=int(ends["lost"]),
         duplicate_effects=int(effects["duplicate_effects"]),
         dead_lettered=int(ends["dead_lettered"]),
-        kills=len(faults(history, {"kill"})),
+        kills=len(faults(history, KILLS)),
         broker_restarts=len(faults(history, RESTARTS)),
         faults=len(faults(history)),
         slowest_recovery_s=None if slowest is None else round(slowest.total_seconds(), 3),

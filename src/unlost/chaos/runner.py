@@ -18,6 +18,7 @@ from unlost.broker.management import Management
 from unlost.chaos import checker
 from unlost.chaos.checker import Checker, Judgement
 from unlost.chaos.clock import OFFSET_VARIABLE, find_faketime, offset_ns, run_clock
+from unlost.chaos.crashes import FOLDER_VARIABLE, CrashPoints
 from unlost.chaos.crew import Command, Crew
 from unlost.chaos.declare import MANAGEMENT_VARIABLE
 from unlost.chaos.drain import record_residue, wait_until_drained
@@ -125,7 +126,8 @@ class Place:
         everything = frozenset({"kill", "restart", "pause", "control", "cluster"})
         of_broker = everything if self.cluster else self.broker.can if self.broker else frozenset()
         store = frozenset({"store"} if self.store else ())
-        return of_broker | store | ({"faketime"} if find_faketime() else frozenset())
+        of_workers = frozenset({"crash_points", "faketime"} if find_faketime() else {"crash_points"})
+        return of_broker | store | of_workers
 
     def describe(self) -> str:
         """Return version, provider and number of the nodes."""
@@ -186,12 +188,15 @@ class Run:
         self._place = place
         self._history = folder / "history"
         self._logs = folder / "logs"
+        self._crash_points = CrashPoints(folder / "crashes") if _needed("crash_points", plan) else None
         self._on_progress = on_progress
         self._published = 0
         self._offset = offset_ns()
         self._conductor: Conductor | None = None
         self.schedule = Schedule.draw(plan.nemeses, plan.seed, plan.span)
         self._logs.mkdir(parents=True)
+        if self._crash_points is not None:
+            self._crash_points.folder.mkdir()
 
     def __call__(self) -> Result:
         """Run and judge.
@@ -283,13 +288,15 @@ class Run:
     def _crew(self, links: Mapping[str, Link]) -> Crew:
         plan = self._plan
         command = self._command(links, "worker")
-        skewed = any("faketime" in nemesis.needs for nemesis in plan.nemeses)
+        if self._crash_points is not None:
+            crashes = {FOLDER_VARIABLE: str(self._crash_points.folder)}
+            command = replace(command, environment={**command.environment, **crashes})
         return Crew(
             command,
             size=plan.workers,
             concurrency=plan.concurrency,
             logs=self._logs,
-            faketime=find_faketime() if skewed else None,
+            faketime=find_faketime() if _needed("faketime", plan) else None,
         )
 
     @contextmanager
@@ -305,6 +312,7 @@ class Run:
             cluster=place.cluster,
             store=place.store,
             links=links,
+            crash_points=self._crash_points,
         )
         with Conductor(self.schedule, scene) as self._conductor:
             yield scene.begun
@@ -369,6 +377,10 @@ class Run:
                 faults=self._conductor.strikes if self._conductor else 0,
             )
         )
+
+
+def _needed(what: str, plan: Plan) -> bool:
+    return any(what in nemesis.needs for nemesis in plan.nemeses)
 
 
 def _refuse_impossible(plan: Plan, place: Place) -> None:

@@ -19,10 +19,12 @@ import click
 from celery.signals import task_postrun, task_prerun, worker_process_init
 
 from unlost.chaos.clock import FILE_VARIABLE, run_clock, sleep_under_faketime
+from unlost.chaos.crashes import FOLDER_VARIABLE, CrashPoints, crash_where_armed
 from unlost.chaos.crew import TELL_STACKS
 from unlost.chaos.history import Recorder, fresh_file
 from unlost.chaos.subject import broker_option, clock_option, load_app
 from unlost.chaos.workload import Workload, make
+from unlost.tasks.runtime import has_runtime, runtime_of
 
 STDIN = 0
 STDERR = 2
@@ -36,6 +38,7 @@ STDERR = 2
 @click.option("--name", required=True)
 @click.option("--concurrency", type=int, default=2)
 @click.option("--clock-file", envvar=FILE_VARIABLE, hidden=True)
+@click.option("--crashes", type=click.Path(path_type=Path), envvar=FOLDER_VARIABLE, hidden=True)
 @broker_option
 @clock_option
 def main(
@@ -48,6 +51,7 @@ def main(
     broker: str,
     clock: int,
     clock_file: str | None,
+    crashes: Path | None,
 ) -> None:
     """Run a worker of the workload's app until it is killed."""
     threading.Thread(target=die_with_the_run, args=(os.getpid(),), daemon=True).start()
@@ -57,7 +61,12 @@ def main(
         sleep_under_faketime()
     app = load_app(app_path, broker)
     workload = make(path, json.loads(options))
-    record_bodies(workload, history, name, run_clock(clock))
+    recorder = recorder_of_process(history, name, run_clock(clock))
+    record_bodies(workload, name, recorder)
+    if crashes is not None:
+        if not has_runtime(app):
+            raise click.UsageError(f"unlost is not installed on {app_path}, so it has no crash points")
+        runtime_of(app).points.observer = crash_where_armed(CrashPoints(crashes), recorder)
     arguments = ["worker", "--loglevel=INFO", f"--concurrency={concurrency}", f"--hostname={name}@%h"]
     app.worker_main([*arguments, "--without-gossip", "--without-mingle", "--without-heartbeat"])
 
@@ -71,14 +80,20 @@ def die_with_the_run(parent: int) -> None:
     os.kill(parent, signal.SIGKILL)
 
 
-def record_bodies(workload: Workload, history: Path, name: str, now_ns: Callable[[], int]) -> None:
-    """Record start and end of every task body, in a file for each pool process."""
+def recorder_of_process(history: Path, name: str, now_ns: Callable[[], int]) -> Callable[[], Recorder]:
+    """Return what returns the recorder of the current process: each has a file of its own."""
     recorder: dict[int, Recorder] = {}
 
     def mine() -> Recorder:
         if os.getpid() not in recorder:
             recorder[os.getpid()] = Recorder(fresh_file(history, name), now_ns=now_ns)
         return recorder[os.getpid()]
+
+    return mine
+
+
+def record_bodies(workload: Workload, name: str, mine: Callable[[], Recorder]) -> None:
+    """Record start and end of every task body, in a file for each pool process."""
 
     def noting(f: str) -> Callable[..., None]:
         def note(task: Any, args: Any, kwargs: Any, **_: Any) -> None:

@@ -34,7 +34,7 @@ from unlost.config import environment
 from unlost.errors import ConfigurationError, HarnessError
 
 #: Fields of nemeses that take several values, joined by ``+``.
-_LISTS = frozenset({"targets", "links", "faults"})
+_LISTS = frozenset({"targets", "links", "faults", "points"})
 
 
 @click.group()

@@ -14,7 +14,10 @@ from unlost.core.ids import MessageId
 
 
 class Point(StrEnum):
-    """Where a delivery is; all but the last are reached in the process that runs the body."""
+    """Where a delivery is, in order; the first and the last two are reached in the worker's parent."""
+
+    #: The parent has the delivery; no process has been given it.
+    RECEIVED = "received"
 
     #: The ledger has not been asked yet.
     ACQUIRING = "acquiring"
@@ -32,6 +35,12 @@ class Point(StrEnum):
     SETTLED = "settled"
     #: The parent is about to ack.
     ACKING = "acking"
+    #: It has acked; the broker may not have heard of it.
+    ACKED = "acked"
+
+
+#: Reached in the worker's parent; all others in the process that runs the body.
+OF_THE_PARENT = frozenset({Point.RECEIVED, Point.ACKING, Point.ACKED})
 
 
 Observer = Callable[[Point, MessageId], None]

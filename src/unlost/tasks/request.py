@@ -83,6 +83,7 @@ class ReliableRequest(Request):
         #: Whether what the task depends on answered; ``None`` when the delivery's end does not tell.
         self._dependency_ok: bool | None = True
         self._runtime.traffic.begin(self, message.headers["task"], message.delivery_info or {})
+        self._reach(Point.RECEIVED)
 
     def on_accepted(self, pid: int, time_accepted: float) -> None:
         """Renew the delivery's lease from now on."""
@@ -92,9 +93,13 @@ class ReliableRequest(Request):
     def acknowledge(self) -> None:
         """Ack, once; the lease needs no renewal any more."""
         self._let_go()
-        if self._runtime.points.observer is not None:
-            self._runtime.points.reach(Point.ACKING, h.message_id_of(self._message.headers))
+        self._reach(Point.ACKING)
         super().acknowledge()
+        self._reach(Point.ACKED)
+
+    def _reach(self, point: Point) -> None:
+        if self._runtime.points.observer is not None:
+            self._runtime.points.reach(point, h.message_id_of(self._message.headers))
 
     def reject(self, requeue: bool = False) -> None:
         """Reject, once; the lease needs no renewal any more."""

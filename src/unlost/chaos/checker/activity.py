@@ -183,9 +183,10 @@ def _first_after(ops: Sequence[Op], faults: Sequence[Op]) -> Sequence[Op]:
 class Active:
     """The run did something: a publish was confirmed, and every nemesis struck while tasks ran.
 
-    One that kills processes must have killed a running task. One that strikes the whole system, such as a
-    restart of the broker, may also have struck within half a second of a task's end, or while a confirmed
-    message still waited for its effect: workers that were just killed run nothing at that moment.
+    One that kills processes must have killed a running task, or name the delivery that it struck. One that
+    strikes the whole system, such as a restart of the broker, may also have struck within half a second of a
+    task's end, or while a confirmed message still waited for its effect: workers that were just killed run
+    nothing at that moment.
 
     An idle run passes every other rule, so without this proof the verdict is ``UNKNOWN``. This is what
     Jepsen's ``stats`` checker guards against.
@@ -210,18 +211,19 @@ class Active:
 
 
 def _at_work(history: History, names: Collection[str]) -> set[str]:
-    """Return the faults of the whole system that struck it at work: a task had just ended, or one waited."""
+    """Return the faults that struck the system at work, though perhaps no body just then."""
     ends = sorted(op.time_ns for op in history.of("end"))
     first = _first_effects(history)
     waits = [(op.time_ns, first.get(value, 0)) for value, op in history.named("publish", "ok")]
+
+    def was_at_work(at_ns: int) -> bool:
+        just_ended = bisect_right(ends, at_ns) > bisect_left(ends, at_ns - JUST_NS)
+        return just_ended or any(confirmed < at_ns < effect for confirmed, effect in waits)
+
     return {
         fault.f
         for fault in faults(history, names)
-        if _pids(fault) is None
-        and (
-            bisect_right(ends, fault.time_ns) > bisect_left(ends, fault.time_ns - JUST_NS)
-            or any(confirmed < fault.time_ns < effect for confirmed, effect in waits)
-        )
+        if "delivery" in fault.extra or (_pids(fault) is None and was_at_work(fault.time_ns))
     }
 
 

@@ -16,12 +16,13 @@ from unlost.chaos.nemesis.cluster import KillNode, LeaderLoss, Partition, PauseN
 from unlost.chaos.nemesis.conductor import Conductor, Schedule
 from unlost.chaos.nemesis.links import LinkFault
 from unlost.chaos.nemesis.store import KillStore
-from unlost.chaos.nemesis.workers import ClockSkew, KillWorkers, OutOfMemory, StopWorkers
+from unlost.chaos.nemesis.workers import ClockSkew, CrashAt, KillWorkers, OutOfMemory, StopWorkers
 
 __all__ = [
     "ClockSkew",
     "CloseConnections",
     "Conductor",
+    "CrashAt",
     "DiskAlarm",
     "FillQueue",
     "Injury",

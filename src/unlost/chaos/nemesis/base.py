@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, ClassVar, TypeVar
 
+from unlost.chaos.crashes import CrashPoints
 from unlost.chaos.crew import Crew
 from unlost.chaos.history import Recorder
 from unlost.errors import HarnessError
@@ -64,6 +65,7 @@ class Scene:
         cluster: A cluster of ours.
         store: A store server of ours.
         links: Links that can be broken, by whose they are: ``worker``, ``publisher``, ``store``.
+        crash_points: Where the workers die on demand, if they look.
         begun: Set when the first message is published: injuries are counted from there.
         over: Set when the load is over: whatever still waits then heals.
     """
@@ -75,6 +77,7 @@ class Scene:
     cluster: DockerCluster | None = None
     store: StoreServer | None = None
     links: Mapping[str, Link] = field(default_factory=dict)
+    crash_points: CrashPoints | None = None
     begun: threading.Event = field(default_factory=threading.Event)
     over: threading.Event = field(default_factory=threading.Event)
     _turn: threading.Lock = field(default_factory=threading.Lock)
@@ -130,7 +133,7 @@ class Nemesis(ABC):
     Attributes:
         name: What its operations are called in the history.
         needs: What it can only be used with: ``control``, ``kill``, ``pause`` or ``restart`` of a broker,
-            ``cluster``, ``store``, ``faketime``.
+            ``cluster``, ``store``, ``faketime``, ``crash_points``.
     """
 
     every: timedelta | None = None

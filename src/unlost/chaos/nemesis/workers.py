@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import resource
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import ClassVar
 
+from unlost.chaos.crashes import CRASH
 from unlost.chaos.nemesis.base import Injury, Nemesis, Scene
 from unlost.errors import HarnessError
+from unlost.tasks.crashpoints import Point
 
 #: Of ten kills so many strike a pool child, a parent with its children, a whole process group.
 _WEIGHTS = {"child": 7, "parent": 2, "group": 1}
+
+#: How often to look whether an armed crash point was reached.
+POLL = timedelta(milliseconds=50)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +61,48 @@ class KillWorkers(Nemesis):
             pids = scene.crew.kill_parent(worker)
         if pids:
             scene.struck(self.name, pids=pids, worker=worker, target=injury.what)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrashAt(Nemesis):
+    """SIGKILL to the next process whose delivery comes to a point between deliver and ack.
+
+    :class:`KillWorkers` strikes wherever a process happens to be, mostly in a body; this hits the moments
+    that last microseconds. A point that no delivery reaches while it is armed is passed over: ``decided``
+    and ``published`` are only reached by what fails.
+
+    Args:
+        points: Of :class:`unlost.tasks.crashpoints.Point`, from which each strike draws one.
+        lasting: How long a point stays armed at most.
+    """
+
+    points: Sequence[str] = tuple(Point)
+    lasting: timedelta = timedelta(seconds=10)
+
+    name: ClassVar[str] = CRASH
+    needs: ClassVar[frozenset[str]] = frozenset({"crash_points"})
+    usual_times: ClassVar[int] = 5
+
+    def __post_init__(self) -> None:
+        if not self.points or not set(self.points) <= set(Point):
+            raise ValueError(f"CrashAt: points are {', '.join(Point)}, not {self.points!r}")
+
+    def kinds(self) -> Sequence[str]:
+        """Return the points."""
+        return [str(point) for point in self.points]
+
+    def strike(self, injury: Injury, scene: Scene) -> None:
+        """Arm the point, and wait until a process has died there; what dies records it."""
+        if scene.crash_points is None:
+            raise HarnessError("the workers of this run do not look for crash points")
+        scene.crash_points.arm(injury.what)
+        try:
+            patience = time.monotonic() + self.lasting.total_seconds()
+            while scene.crash_points.is_armed(injury.what) and time.monotonic() < patience:
+                if scene.over.wait(POLL.total_seconds()):
+                    return
+        finally:
+            scene.crash_points.disarm(injury.what)
 
 
 @dataclass(frozen=True, kw_only=True)
