@@ -104,6 +104,7 @@ THREE_NODES = {
     "leader-cut-off": Scenario(
         nemeses=[Partition(times=1, of="leader"), KILLS], nodes=3, duration=25 * SECOND
     ),
+    "ring": Scenario(nemeses=[Partition(times=1, of="ring"), KILLS], nodes=3, duration=25 * SECOND),
     "rolling-restart": Scenario(nemeses=[RollingRestart(times=1), KILLS], nodes=3, duration=25 * SECOND),
 }
 

@@ -32,7 +32,7 @@ class _OnCluster(Nemesis):
             node = self._victim(injury, scene, cluster)
             with scene.outage(self.name, target=node.name):
                 try:
-                    self._injure(node)
+                    self._injure(node, cluster)
                     scene.last(self.lasting)
                 finally:
                     cluster.heal()
@@ -41,7 +41,7 @@ class _OnCluster(Nemesis):
         return injury.choose(cluster.nodes)
 
     @abstractmethod
-    def _injure(self, node: ClusterNode) -> None:
+    def _injure(self, node: ClusterNode, cluster: DockerCluster) -> None:
         """Injure a node."""
 
 
@@ -51,7 +51,7 @@ class KillNode(_OnCluster):
 
     name: ClassVar[str] = "kill_node"
 
-    def _injure(self, node: ClusterNode) -> None:
+    def _injure(self, node: ClusterNode, _cluster: DockerCluster) -> None:
         node.kill()
 
 
@@ -61,7 +61,7 @@ class PauseNode(_OnCluster):
 
     name: ClassVar[str] = "pause_node"
 
-    def _injure(self, node: ClusterNode) -> None:
+    def _injure(self, node: ClusterNode, _cluster: DockerCluster) -> None:
         node.pause()
 
 
@@ -74,21 +74,23 @@ class LeaderLoss(_OnCluster):
     def _victim(self, injury: Injury, scene: Scene, cluster: DockerCluster) -> ClusterNode:
         return leader_of(injury, scene, cluster)
 
-    def _injure(self, node: ClusterNode) -> None:
+    def _injure(self, node: ClusterNode, _cluster: DockerCluster) -> None:
         node.kill()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Partition(_OnCluster):
-    """One node is cut off from the others, but not from its clients, who go on publishing to it.
+    """Nodes are cut off from each other, but not from their clients, who go on publishing to them.
 
-    Of three nodes any cut leaves a majority of two and a minority of one.
+    Of three nodes a cut round one leaves a majority of two and a minority of one. A ring leaves every node a
+    majority, and no two nodes the same: of three it cuts one link, and the two ends of it disagree about who
+    is there (Jepsen's ``majorities-ring``).
 
     Args:
-        of: ``random`` cuts off any node, ``leader`` one that leads a queue.
+        of: ``random`` cuts off any node, ``leader`` one that leads a queue; ``ring`` cuts one link of it.
     """
 
-    of: Literal["random", "leader"] = "random"
+    of: Literal["random", "leader", "ring"] = "random"
     lasting: timedelta = timedelta(seconds=15)
 
     name: ClassVar[str] = "partition"
@@ -98,8 +100,10 @@ class Partition(_OnCluster):
             return leader_of(injury, scene, cluster)
         return injury.choose(cluster.nodes)
 
-    def _injure(self, node: ClusterNode) -> None:
-        node.disconnect()
+    def _injure(self, node: ClusterNode, cluster: DockerCluster) -> None:
+        nodes = cluster.nodes
+        cut_off = [nodes[nodes.index(node) - 1]] if self.of == "ring" else []
+        node.disconnect(*cut_off)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,8 +8,8 @@
         cluster.nodes[2].disconnect()
         cluster.heal()
 
-Clients reach each node on fixed ports of 127.0.0.1. The nodes reach each other over a network of their own,
-so a node that is disconnected from it is cut off from the other nodes and not from its clients, which is the
+Clients reach each node on fixed ports of 127.0.0.1. Each two nodes reach each other over a network of their
+own, so a node that is disconnected from it is cut off from the other and not from its clients, which is the
 harder case: they can still publish to it.
 """
 
@@ -21,6 +21,7 @@ import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
 from datetime import timedelta
+from itertools import combinations
 from typing import Any
 
 from unlost.errors import BrokerUnavailable, HarnessError
@@ -46,19 +47,24 @@ class ClusterNode(DockerBroker):
 
     Args:
         container: Its container, created.
-        network: The network between the nodes.
+        networks: The network that leads to each other node, by that node's ``hostname``.
         hostname: Its name on that network; the node is ``rabbit@hostname``.
         amqp: The AMQP listener on 127.0.0.1.
         management: The management listener on 127.0.0.1.
     """
 
     def __init__(
-        self, container: Any, network: Any, hostname: str, amqp: Endpoint, management: Endpoint
+        self,
+        container: Any,
+        networks: Mapping[str, Any],
+        hostname: str,
+        amqp: Endpoint,
+        management: Endpoint,
     ) -> None:
         Broker.__init__(self, amqp, management)
         self._made = container
-        self._network = network
-        self._connected = True
+        self._networks = networks
+        self._cut: set[str] = set()
         self._closed = False
         self.hostname = hostname
 
@@ -71,22 +77,23 @@ class ClusterNode(DockerBroker):
     def _node(self) -> Any:
         return self._made
 
-    def disconnect(self) -> None:
-        """Cut it off from the other nodes; its clients still reach it.
+    def disconnect(self, *others: ClusterNode) -> None:
+        """Cut it off from other nodes, from all when none is named; its clients still reach it.
 
-        The others notice within ``net_ticktime`` (8 s here).
+        Both sides notice within ``net_ticktime`` (8 s here).
         """
-        if self._connected:
-            with translated_errors("be disconnected"):
-                self._network.disconnect(self._made)
-            self._connected = False
+        for name in [other.hostname for other in others] or self._networks:
+            if name not in self._cut:
+                with translated_errors("be disconnected"):
+                    self._networks[name].disconnect(self._made)
+                self._cut.add(name)
 
     def reconnect(self) -> None:
-        """Let it reach the other nodes again."""
-        if not self._connected:
+        """Let it reach the nodes again that it was cut off from."""
+        for name in sorted(self._cut):
             with translated_errors("be connected"):
-                self._network.connect(self._made, aliases=[self.hostname])
-            self._connected = True
+                self._networks[name].connect(self._made, aliases=[self.hostname])
+            self._cut.remove(name)
 
     def stop_app(self) -> None:
         """Stop RabbitMQ in an orderly way and leave the Erlang node running."""
@@ -120,7 +127,7 @@ class ClusterNode(DockerBroker):
 class DockerCluster:
     """Nodes that have formed a cluster by classic peer discovery.
 
-    A process that is killed leaves containers and network behind; the next start of any broker of this
+    A process that is killed leaves containers and networks behind; the next start of any broker of this
     package on this machine removes them.
 
     Args:
@@ -139,7 +146,7 @@ class DockerCluster:
         self.nodes: tuple[ClusterNode, ...] = ()
         self._engine_context = connect_engine(environ)
         engine = self._engine_context.__enter__()
-        self._network: Any = None
+        self._networks: list[Any] = []
         try:
             with translated_errors("be started"):
                 remove_orphans(engine)
@@ -188,26 +195,24 @@ class DockerCluster:
         self._wait_formed()
 
     def close(self) -> None:
-        """Remove containers and network; a second call does nothing."""
+        """Remove containers and networks; a second call does nothing."""
         if self._closed:
             return
         self._closed = True
         try:
             for node in self.nodes:
                 node.close()
-            if self._network is not None:
+            for network in self._networks:
                 with translated_errors("be removed"):
-                    self._network.remove()
+                    network.remove()
         finally:
             self._engine_context.__exit__(None, None, None)
 
     def _create(self, engine: Any, image: str, size: int, files: Mapping[str, str]) -> None:
         name = f"unlost-{secrets.token_hex(6)}"
         labels = {OWNER_LABEL: own_name()}
-        # Internal: it has no gateway, so published ports belong to the default network, and stay when
-        # a node is disconnected from this one.
-        self._network = engine.networks.create(name, driver="bridge", internal=True, labels=labels)
         hosts = [f"rmq{number}" for number in range(1, size + 1)]
+        between = self._connect(engine, name, hosts)
         ports = free_ports(2 * size)
         password, cookie = secrets.token_hex(16), secrets.token_hex(16)
         for number, host in enumerate(hosts):
@@ -228,10 +233,25 @@ class DockerCluster:
                     "15672/tcp": (management.host, management.port),
                 },
             )
-            self.nodes += (ClusterNode(container, self._network, host, amqp, management),)
-            self._network.connect(container, aliases=[host])
+            networks = between[host]
+            self.nodes += (ClusterNode(container, networks, host, amqp, management),)
+            for network in networks.values():
+                network.connect(container, aliases=[host])
             own = {"conf.d/40-cluster.conf": _cluster_conf(hosts)}
             container.put_archive(_CONFIGURATION, archive_of({**own, **files}))
+
+    def _connect(self, engine: Any, name: str, hosts: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """Make a network for each two hosts, and return for each host those to the others."""
+        between: dict[str, dict[str, Any]] = {host: {} for host in hosts}
+        for one, other in combinations(hosts, 2):
+            # Internal: it has no gateway, so published ports belong to the default network, and stay when
+            # a node is disconnected from this one.
+            network = engine.networks.create(
+                f"{name}-{one}-{other}", driver="bridge", internal=True, labels={OWNER_LABEL: own_name()}
+            )
+            self._networks.append(network)
+            between[one][other] = between[other][one] = network
+        return between
 
     def _form(self) -> None:
         for node in self.nodes:
