@@ -17,7 +17,7 @@ from unlost.broker.management import Management
 from unlost.chaos.checker import Verdict
 from unlost.chaos.clock import OFFSET_VARIABLE, offset_ns
 from unlost.chaos.demo import example_home
-from unlost.chaos.nemesis import FillQueue, KillBroker, KillWorkers, LoseBinding
+from unlost.chaos.nemesis import CrashAt, FillQueue, KillBroker, KillWorkers, LoseBinding
 from unlost.chaos.report import explain
 from unlost.chaos.runner import Place, Plan, Result, Run
 from unlost.config import Guarantee
@@ -48,10 +48,10 @@ def run(broker: Broker, folder: Path, without: str = "", seed: int = 1, **plan: 
     folder.mkdir()
     with broker.fresh_vhost() as vhost:
         chosen = Plan(
-            app=APP,
+            app=plan.pop("app", APP),
             workload=plan.pop("workload", WORKLOAD),
             options=plan.pop("options", {}),
-            environment=environment(vhost, folder, without),
+            environment={**environment(vhost, folder, without), **plan.pop("variables", {})},
             seed=seed,
             **plan,
         )
@@ -108,6 +108,15 @@ FULL: dict[str, Any] = {
     "rate": 15.0,
     "nemeses": [FillQueue(queue="shop.payments", times=2, lasting=timedelta(seconds=3))],
     "options": {"work_ms": 200, "flaky_every": 1},
+}
+
+#: Orders that have a receipt sent, crashed right before and right after their commit.
+RECEIPTS: dict[str, Any] = {
+    "app": "tests.support.outboxed:app",
+    "workload": "tests.support.outboxed:OrdersAndReceipts",
+    "messages": 80,
+    "rate": 10.0,
+    "nemeses": [CrashAt(points=("committing", "committed"), every=timedelta(milliseconds=700))],
 }
 
 BURST: dict[str, Any] = {

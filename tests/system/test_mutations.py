@@ -14,12 +14,14 @@ from tests.support.shop import (
     BURST,
     FULL,
     KILLS,
+    RECEIPTS,
     UNBOUND,
     assert_becomes_invalid,
     assert_valid,
     run,
     shop_is_importable,
 )
+from unlost.chaos.checker import Verdict
 from unlost.testing.brokers import Broker
 
 pytestmark = [
@@ -60,7 +62,20 @@ def test_without_mandatory_orders_are_lost_with_a_binding(broker: Broker, tmp_pa
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("plan", [UNBOUND, FULL], ids=["unbound", "full"])
+@pytest.mark.parametrize(("receipts", "kind"), [("after", "lost"), ("before", "duplicate effect")])
+def test_without_the_outbox_receipts_are_lost_or_sent_twice(
+    broker: Broker, tmp_path: Path, receipts: str, kind: str
+) -> None:
+    """Published after the commit, what follows dies with the process; before it, it is published again."""
+    result = run(broker, tmp_path / "run", **RECEIPTS, variables={"RECEIPTS": receipts})
+    assert result.judgement.verdict is Verdict.INVALID
+    assert {anomaly.kind for anomaly in result.judgement.anomalies} >= {kind}
+    wrong = {anomaly.value or "" for anomaly in result.judgement.anomalies if anomaly.kind == kind}
+    assert {value.partition("/")[2] for value in wrong} == {"receipt"}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("plan", [UNBOUND, FULL, RECEIPTS], ids=["unbound", "full", "receipts"])
 def test_with_all_guarantees_the_same_runs_are_valid(
     broker: Broker, tmp_path: Path, plan: dict[str, Any]
 ) -> None:
