@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.support import broker_letters
 from tests.support.shop import (
     BURST,
     FULL,
@@ -21,7 +22,8 @@ from tests.support.shop import (
     run,
     shop_is_importable,
 )
-from unlost.chaos.checker import Verdict
+from unlost.chaos import checker
+from unlost.chaos.checker import NothingLost, Verdict
 from unlost.testing.brokers import Broker
 
 pytestmark = [
@@ -72,6 +74,25 @@ def test_without_the_outbox_receipts_are_lost_or_sent_twice(
     assert {anomaly.kind for anomaly in result.judgement.anomalies} >= {kind}
     wrong = {anomaly.value or "" for anomaly in result.judgement.anomalies if anomaly.kind == kind}
     assert {value.partition("/")[2] for value in wrong} == {"receipt"}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("at_least_once", "verdict", "kinds"),
+    [(True, Verdict.VALID, set()), (False, Verdict.INVALID, {"lost"})],
+    ids=["at-least-once", "at-most-once"],
+)
+def test_the_brokers_letters_are_lost_unless_they_are_dead_lettered_at_least_once(
+    broker: Broker, tmp_path: Path, at_least_once: bool, verdict: Verdict, kinds: set[str]
+) -> None:
+    """What is rejected while the queue of letters is down comes to it later, or to nothing."""
+    if "control" not in broker.can:
+        pytest.skip("an external broker's queues are not ours to stop")
+    judgement = checker.check(
+        broker_letters.run(broker, tmp_path, at_least_once=at_least_once), [NothingLost()]
+    )
+    assert judgement.verdict is verdict, judgement
+    assert {anomaly.kind for anomaly in judgement.anomalies} == kinds
 
 
 @pytest.mark.long
