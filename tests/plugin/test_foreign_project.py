@@ -52,6 +52,15 @@ def test_a_failure_tells_the_life_of_the_task_and_how_to_repeat_it(tmp_path: Pat
 
 @pytest.mark.long
 @pytest.mark.one_broker
+def test_hypothesis_drives_load_and_faults(tmp_path: Path) -> None:
+    """The example of the docs: each example is a run of its own, and all of them hold."""
+    status, printed = run_pytest(sys.executable, write_project(tmp_path), test="test_trials.py")
+    assert status == 0, printed
+    assert printed.count("0 lost, 0 twice: valid") >= 2, printed
+
+
+@pytest.mark.long
+@pytest.mark.one_broker
 def test_a_run_that_nobody_checks_fails(tmp_path: Path) -> None:
     """A test that forgets ``check`` proves nothing, and is told so."""
     project = write_project(tmp_path)

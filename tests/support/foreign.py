@@ -14,7 +14,12 @@ _FILE = re.compile(r"^```python[^\n]*\n# (?P<path>[\w/]+\.py)\n(?P<code>.*?)^```
 def write_project(folder: Path) -> Path:
     """Write the example project to a folder, and return it."""
     found = list(_FILE.finditer((ROOT / "docs" / "chaos.md").read_text()))
-    assert {each["path"] for each in found} == {"bank/app.py", "bank/workload.py", "test_bank.py"}
+    assert {each["path"] for each in found} == {
+        "bank/app.py",
+        "bank/workload.py",
+        "test_bank.py",
+        "test_trials.py",
+    }
     for each in found:
         path = folder / each["path"]
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -23,13 +28,15 @@ def write_project(folder: Path) -> Path:
     return folder
 
 
-def run_pytest(python: str, project: Path, *arguments: str, **variables: str) -> tuple[int, str]:
-    """Run pytest in a project with an interpreter; return its status and what it printed."""
+def run_pytest(
+    python: str, project: Path, *arguments: str, test: str = "test_bank.py", **variables: str
+) -> tuple[int, str]:
+    """Run pytest on a file of a project with an interpreter; return its status and what it printed."""
     # Nothing of this checkout may help: neither its path nor its pytest options.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
     environment.pop("PYTHONPATH", None)
     done = subprocess.run(
-        [python, "-m", "pytest", "-p", "no:randomly", "-p", "no:cacheprovider", *arguments],
+        [python, "-m", "pytest", "-p", "no:randomly", "-p", "no:cacheprovider", test, *arguments],
         cwd=project,
         env={**environment, **variables},
         capture_output=True,

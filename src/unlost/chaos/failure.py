@@ -57,7 +57,7 @@ def _lines(run: Told, judgement: Judgement) -> Iterator[str]:
         yield "the broker's last lines:"
         yield from (f"  {line}" for line in run.broker_log.splitlines()[-_MOST_LINES:])
     yield "injured: " + (", ".join(f"{name} {times}" for name, times in run.injuries.items()) or "nothing")
-    yield f"the schedule of seed {run.schedule.seed}:"
+    yield f"{run.schedule}:"
     planned = run.schedule.lines()
     yield from (f"  {line}" for line in planned[:_MOST_PLANNED])
     if len(planned) > _MOST_PLANNED:

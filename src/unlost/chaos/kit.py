@@ -53,8 +53,7 @@ class Outcome:
 
     def judge(self, *checkers: Checker) -> Judgement:
         """Ask checkers, and always also whether the run was idle; raises nothing for what they find."""
-        nemeses = [nemesis for nemesis, _ in self.schedule.parts]
-        judgement = checker.check(self.history, [*checkers, active(nemeses)])
+        judgement = checker.check(self.history, [*checkers, active(self.schedule.nemeses)])
         self._judgements.append(judgement)
         return judgement
 
@@ -93,7 +92,8 @@ class Outcome:
             if shown
             else ""
         )
-        return f"seed {self.schedule.seed}: {struck or 'nothing was injured'}{counts}"
+        seed = "" if self.schedule.seed is None else f"seed {self.schedule.seed}: "
+        return f"{seed}{struck or 'nothing was injured'}{counts}"
 
 
 class Chaos:
@@ -137,7 +137,7 @@ class Chaos:
         *,
         app: str,
         workload: Workload,
-        nemeses: Sequence[Nemesis],
+        nemeses: Sequence[Nemesis] | Schedule,
         workers: int = 2,
         concurrency: int = 2,
         environment: Mapping[str, str] | None = None,
@@ -153,7 +153,8 @@ class Chaos:
         Args:
             app: Import path of the Celery app, ``module:attribute``.
             workload: What to publish, and how its effects are read.
-            nemeses: What injures workers, broker, links and store meanwhile.
+            nemeses: What injures workers, broker, links and store meanwhile; by a schedule of the seed, or by
+                this one (see :mod:`unlost.chaos.strategies`).
             workers: Worker processes.
             concurrency: Pool processes of each.
             environment: Further variables for them.
@@ -175,7 +176,8 @@ class Chaos:
                 "PYTHONPATH": ":".join(filter(None, sys.path)),
                 **(environment or {}),
             },
-            nemeses=nemeses,
+            nemeses=nemeses.nemeses if isinstance(nemeses, Schedule) else nemeses,
+            schedule=nemeses if isinstance(nemeses, Schedule) else None,
             messages=workload.messages,
             rate=workload.rate,
             client_threads=workload.threads,

@@ -66,6 +66,7 @@ class Plan:
         options: Its fields.
         environment: Of clients and workers; the broker and the store are added.
         nemeses: What injures the system meanwhile.
+        schedule: When each of them does; drawn from the seed when not given.
         messages: How many to publish.
         rate: Messages a second.
         client_threads: How many publish at once.
@@ -81,6 +82,7 @@ class Plan:
     options: Mapping[str, Any]
     environment: Mapping[str, str] = field(repr=False)
     nemeses: Sequence[Nemesis] = ()
+    schedule: Schedule | None = None
     messages: int
     rate: float
     client_threads: int = 1
@@ -193,7 +195,7 @@ class Run:
         self._published = 0
         self._offset = offset_ns()
         self._conductor: Conductor | None = None
-        self.schedule = Schedule.draw(plan.nemeses, plan.seed, plan.span)
+        self.schedule = plan.schedule or Schedule.draw(plan.nemeses, plan.seed, plan.span)
         self._logs.mkdir(parents=True)
         if self._crash_points is not None:
             self._crash_points.folder.mkdir()

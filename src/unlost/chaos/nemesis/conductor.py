@@ -17,12 +17,17 @@ class Schedule:
     """All injuries of a run.
 
     Attributes:
-        seed: From which they were drawn.
+        seed: From which they were drawn; ``None`` if it was from no seed.
         parts: Each nemesis with its injuries, in order of time.
     """
 
-    seed: int
+    seed: int | None
     parts: tuple[tuple[Nemesis, tuple[Injury, ...]], ...]
+
+    @property
+    def nemeses(self) -> tuple[Nemesis, ...]:
+        """Return those that strike."""
+        return tuple(nemesis for nemesis, _ in self.parts)
 
     @classmethod
     def draw(cls, nemeses: Sequence[Nemesis], seed: int, span: timedelta) -> Schedule:
@@ -32,6 +37,10 @@ class Schedule:
             for number, nemesis in enumerate(nemeses)
         ]
         return cls(seed, tuple(parts))
+
+    def __str__(self) -> str:
+        """Name it in a report."""
+        return "the schedule" if self.seed is None else f"the schedule of seed {self.seed}"
 
     def lines(self) -> list[str]:
         """Return one line for each injury, in order of time."""
