@@ -1,4 +1,4 @@
-"""The worker processes of a run: started, killed, and started again by a supervisor."""
+"""The workers of a run: started, killed, and started again by a supervisor."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import psutil
 
@@ -59,104 +60,126 @@ class Command:
             bare: It takes nothing but the app.
             **popen: For ``Popen``.
         """
-        ours = ["--workload", self.workload, "--options", self.options, "--history", str(self.history)]
         return subprocess.Popen(
-            [sys.executable, "-m", module, "--app", self.app, *([] if bare else ours), *arguments],
+            [sys.executable, *self.arguments(module, *arguments, bare=bare)],
             env=dict(self.environment),
             start_new_session=True,
             **popen,
         )
 
+    def arguments(self, module: str, *arguments: str, bare: bool = False) -> list[str]:
+        """Return what Python is given to run a module of the chaos kit."""
+        ours = ["--workload", self.workload, "--options", self.options, "--history", str(self.history)]
+        return ["-m", module, "--app", self.app, *([] if bare else ours), *arguments]
 
-class Crew:
-    """Workers that are replaced when they die, as under any process manager.
+
+class Worker(ABC):
+    """One worker of a crew, wherever it runs. It may be started again when it is dead.
 
     Args:
-        command: How to start one.
-        size: How many.
-        concurrency: Pool processes of each.
-        logs: Folder for their output, one file each.
-        faketime: The library that lets their wall clocks be set; ``None`` leaves them alone.
+        name: Its name.
+        command: How to start it.
+        arguments: What it takes beside the fields of the command.
+        log: The file for its output.
     """
 
-    def __init__(
-        self,
-        command: Command,
-        *,
-        size: int,
-        concurrency: int,
-        logs: Path,
-        faketime: Path | None = None,
-    ) -> None:
-        self._faketime = faketime
+    def __init__(self, name: str, command: Command, arguments: Sequence[str], log: Path) -> None:
+        self.name = name
+        self.log = log
         self._command = command
-        self._concurrency = concurrency
-        self._logs = logs
-        self._names = [f"worker-{number}" for number in range(1, size + 1)]
-        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._arguments = (f"--name={name}", *arguments)
+
+    @abstractmethod
+    def start(self) -> None:
+        """Start it; not while it runs."""
+
+    @abstractmethod
+    def status(self) -> int | None:
+        """Return with which status it ended; ``None`` while it runs."""
+
+    @abstractmethod
+    def family(self) -> list[int]:
+        """Return the pids of the worker and its children, the worker's first; none while it is dead."""
+
+    @abstractmethod
+    def kill(self, *, group: bool) -> None:
+        """SIGKILL the parent, whose children die with it, or the whole group at once; wait for its end."""
+
+    @abstractmethod
+    def send(self, pid: int, number: signal.Signals) -> bool:
+        """Send a signal to one of its processes. Returns whether it was there."""
+
+    @abstractmethod
+    def stopped(self) -> AbstractContextManager[list[int]]:
+        """Stop it with its children for as long as the block; yields their pids."""
+
+    @abstractmethod
+    def end(self) -> None:
+        """Kill it, and leave nothing of it behind; a second call does nothing."""
+
+
+class WorkerProcess(Worker):
+    """A worker that is a child of this process, with a process group of its own."""
+
+    def __init__(self, name: str, command: Command, arguments: Sequence[str], log: Path) -> None:
+        super().__init__(name, command, arguments, log)
+        self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
-        self._stopping = threading.Event()
-        self._supervisor = threading.Thread(target=self._supervise, name="unlost-crew", daemon=True)
 
-    def __enter__(self) -> Crew:
-        for name in self._names:
-            self._start(name)
-        return self
+    def start(self) -> None:
+        """Start it."""
+        with self.log.open("ab") as log, self._lock:
+            if self._process is not None:
+                _close(self._process)
+            self._process = self._command.start(
+                "unlost.chaos.worker",
+                *self._arguments,
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
 
-    def __exit__(self, *_: object) -> None:
-        self._stopping.set()
-        if self._supervisor.is_alive():
-            self._supervisor.join()
-        for name in self._names:
-            self.kill_parent(name)
+    def status(self) -> int | None:
+        """Return with which status it ended."""
+        return self._running().poll()
 
-    @property
-    def names(self) -> Sequence[str]:
-        """Return the workers' names."""
-        return self._names
-
-    def children(self, name: str) -> list[int]:
-        """Return the pool processes of a worker, as they are now."""
-        with suppress(psutil.Error), self._lock:
-            return [child.pid for child in psutil.Process(self._processes[name].pid).children()]
-        return []
-
-    def kill_parent(self, name: str) -> list[int]:
-        """SIGKILL a worker's parent; its children die with it. Returns the pids of those that lived."""
-        pids = self.family(name)
+    def family(self) -> list[int]:
+        """Return the pids of the worker and its children."""
         with self._lock:
-            process = self._processes[name]
-            process.kill()
-            process.wait()
-            _close(process)
-        return pids
-
-    def family(self, name: str) -> list[int]:
-        """Return the pids of a worker and its children; none while it is dead."""
-        with self._lock:
-            process = self._processes[name]
+            process = self._running()
             if process.poll() is not None:
                 return []
-        return [process.pid, *self.children(name)]
+            with suppress(psutil.Error):
+                return [process.pid, *(child.pid for child in psutil.Process(process.pid).children())]
+        return [process.pid]
 
-    def kill_group(self, name: str) -> list[int]:
-        """SIGKILL a worker's parent and children at once. Returns the pids of those that lived."""
-        pids = self.family(name)
+    def kill(self, *, group: bool) -> None:
+        """SIGKILL the parent, or the whole group."""
         with self._lock:
-            process = self._processes[name]
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            process = self._running()
+            if group:
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+            else:
+                process.kill()
             process.wait()
             _close(process)
-        return pids
+
+    def send(self, pid: int, number: signal.Signals) -> bool:
+        """Send a signal to one of its processes."""
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:
+            return False
+        return True
 
     @contextmanager
-    def stopped(self, name: str) -> Iterator[list[int]]:
-        """SIGSTOP a worker with its children for as long as the block; yields their pids.
+    def stopped(self) -> Iterator[list[int]]:
+        """SIGSTOP it with its children.
 
         They go on also when this process dies meanwhile, and then end as all workers of a dead run do.
         """
-        pids = self.family(name)
+        pids = self.family()
         with subprocess.Popen(
             [sys.executable, "-I", "-S", waker.__file__],
             stdin=subprocess.PIPE,
@@ -168,6 +191,109 @@ class Crew:
             _order(helper, f"stop {' '.join(map(str, pids))}")
             yield pids
 
+    def end(self) -> None:
+        """Kill it."""
+        if self._process is not None:
+            self.kill(group=False)
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        if self._process is None:
+            raise HarnessError(f"{self.name} was never started")
+        return self._process
+
+
+#: Makes a worker of its name, its command, its arguments and the file for its output.
+Maker = Callable[[str, Command, Sequence[str], Path], Worker]
+
+
+class Crew:
+    """Workers that are replaced when they die, as under any process manager.
+
+    Args:
+        command: How to start one.
+        size: How many.
+        concurrency: Pool processes of each.
+        logs: Folder for their output, one file each.
+        faketime: The library that lets their wall clocks be set; ``None`` leaves them alone.
+        make: Makes each of them.
+    """
+
+    def __init__(
+        self,
+        command: Command,
+        *,
+        size: int,
+        concurrency: int,
+        logs: Path,
+        faketime: Path | None = None,
+        make: Maker = WorkerProcess,
+    ) -> None:
+        self._faketime = faketime
+        self._logs = logs
+        names = [f"worker-{number}" for number in range(1, size + 1)]
+        self._workers = {
+            name: make(
+                name, self._timed(command, name), [f"--concurrency={concurrency}"], logs / f"{name}.log"
+            )
+            for name in names
+        }
+        self._stopping = threading.Event()
+        self._supervisor = threading.Thread(target=self._supervise, name="unlost-crew", daemon=True)
+
+    def __enter__(self) -> Crew:
+        try:
+            for worker in self._workers.values():
+                worker.start()
+        except BaseException:
+            self._end()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopping.set()
+        if self._supervisor.is_alive():
+            self._supervisor.join()
+        self._end()
+
+    def _end(self) -> None:
+        with ExitStack() as ends:
+            for worker in self._workers.values():
+                ends.callback(worker.end)
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Return the workers' names."""
+        return list(self._workers)
+
+    def children(self, name: str) -> list[int]:
+        """Return the pool processes of a worker, as they are now."""
+        return self.family(name)[1:]
+
+    def family(self, name: str) -> list[int]:
+        """Return the pids of a worker and its children; none while it is dead."""
+        return self._workers[name].family()
+
+    def kill_parent(self, name: str) -> list[int]:
+        """SIGKILL a worker's parent; its children die with it. Returns the pids of those that lived."""
+        return self._kill(name, group=False)
+
+    def kill_group(self, name: str) -> list[int]:
+        """SIGKILL a worker's parent and children at once. Returns the pids of those that lived."""
+        return self._kill(name, group=True)
+
+    def _kill(self, name: str, *, group: bool) -> list[int]:
+        pids = self.family(name)
+        self._workers[name].kill(group=group)
+        return pids
+
+    def kill_child(self, name: str, pid: int) -> list[int]:
+        """SIGKILL a pool process of a worker. Returns its pid, or nothing when it was gone already."""
+        return [pid] if self._workers[name].send(pid, signal.SIGKILL) else []
+
+    def stopped(self, name: str) -> AbstractContextManager[list[int]]:
+        """Stop a worker with its children for as long as the block; yields their pids."""
+        return self._workers[name].stopped()
+
     def set_ahead(self, name: str, ahead: timedelta) -> None:
         """Set the wall clock of a worker and its children ahead, or behind; zero sets it right.
 
@@ -178,76 +304,51 @@ class Crew:
             raise HarnessError("clocks can only be set where libfaketime is installed")
         clock.set_ahead(self._clock_file(name), ahead)
 
+    def _timed(self, command: Command, name: str) -> Command:
+        if self._faketime is None:
+            return command
+        variables = clock.faked(self._faketime, self._clock_file(name))
+        return replace(command, environment={**command.environment, **variables})
+
     def _clock_file(self, name: str) -> Path:
         return self._logs / f"{name}.clock"
 
     def log_files(self) -> list[Path]:
         """Return the logs of all workers."""
-        return [path for name in self._names if (path := self._logs / f"{name}.log").exists()]
+        return [worker.log for worker in self._workers.values() if worker.log.exists()]
 
     def tell_stacks(self) -> None:
         """Have every process write to its worker's log where it stands."""
-        for name in self._names:
-            for pid in self.family(name):
-                with suppress(ProcessLookupError):
-                    os.kill(pid, TELL_STACKS)
-
-    @staticmethod
-    def kill_child(pid: int) -> list[int]:
-        """SIGKILL one pool process. Returns its pid, or nothing when it was gone already."""
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            return []
-        return [pid]
+        for worker in self._workers.values():
+            for pid in worker.family():
+                worker.send(pid, TELL_STACKS)
 
     def wait_ready(self, patience: timedelta = timedelta(minutes=3)) -> None:
         """Wait until each worker says that it consumes; from then on dead ones are replaced."""
-        for name in self._names:
+        for worker in self._workers.values():
             wait_until(
-                partial(self._is_ready, name), patience, f"{name} is ready; its log is in {self._logs}"
+                partial(_is_ready, worker), patience, f"{worker.name} is ready; its log is in {self._logs}"
             )
         self._supervisor.start()
 
-    def _is_ready(self, name: str) -> bool:
-        if (status := self._processes[name].poll()) is not None:
-            raise HarnessError(f"{name} did not start (status {status}): {self._last_words(name)}")
-        return b" ready." in self._log(name)
-
-    def _log(self, name: str) -> bytes:
-        path = self._logs / f"{name}.log"
-        return path.read_bytes() if path.exists() else b""
-
-    def _last_words(self, name: str) -> str:
-        lines = self._log(name).decode(errors="replace").splitlines()
-        said = [line for line in lines if "CRITICAL" in line] or lines or ["it said nothing"]
-        return said[-1]
-
-    def _start(self, name: str) -> None:
-        command = self._command
-        if self._faketime is not None:
-            variables = clock.faked(self._faketime, self._clock_file(name))
-            command = replace(command, environment={**command.environment, **variables})
-        with self._log_file(name) as log, self._lock:
-            self._processes[name] = command.start(
-                "unlost.chaos.worker",
-                f"--name={name}",
-                f"--concurrency={self._concurrency}",
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
-
-    def _log_file(self, name: str) -> IO[bytes]:
-        return (self._logs / f"{name}.log").open("ab")
-
     def _supervise(self) -> None:
         while not self._stopping.wait(CHECK_EVERY.total_seconds()):
-            for name in self._names:
-                process = self._processes[name]
-                if process.poll() not in (None, EXIT_CONFIGURATION):
-                    _close(process)
-                    self._start(name)
+            for worker in self._workers.values():
+                if worker.status() not in (None, EXIT_CONFIGURATION):
+                    worker.start()
+
+
+def _is_ready(worker: Worker) -> bool:
+    said = worker.log.read_bytes() if worker.log.exists() else b""
+    if (status := worker.status()) is not None:
+        raise HarnessError(f"{worker.name} did not start (status {status}): {_last_words(said)}")
+    return b" ready." in said
+
+
+def _last_words(said: bytes) -> str:
+    lines = said.decode(errors="replace").splitlines()
+    told = [line for line in lines if "CRITICAL" in line] or lines or ["it said nothing"]
+    return told[-1]
 
 
 def _order(helper: subprocess.Popen[bytes], command: str) -> None:

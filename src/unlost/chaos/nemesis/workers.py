@@ -54,7 +54,7 @@ class KillWorkers(Nemesis):
             return
         worker = injury.choose(up)
         if injury.what == "child":
-            pids = scene.crew.kill_child(injury.choose(families[worker]))
+            pids = scene.crew.kill_child(worker, injury.choose(families[worker]))
         elif injury.what == "group":
             pids = scene.crew.kill_group(worker)
         else:
