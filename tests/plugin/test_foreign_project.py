@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.foreign import ROOT, run_pytest, write_project
+from tests.support.foreign import ROOT, make_wheel, run_pytest, write_project
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(600), pytest.mark.usefixtures("a_broker_can_be_had")]
 
@@ -75,11 +75,7 @@ def test_a_run_that_nobody_checks_fails(tmp_path: Path) -> None:
 @pytest.mark.one_broker
 def test_a_fresh_environment_needs_only_the_extra(tmp_path: Path) -> None:
     """A wheel with the extra ``chaos`` in a fresh environment, and the example passes."""
-    subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(tmp_path / "wheel"), str(ROOT)],
-        check=True,
-    )
-    (wheel,) = (tmp_path / "wheel").iterdir()
+    wheel = make_wheel(sys.executable, tmp_path)
     venv.create(tmp_path / "venv", with_pip=True)
     python = str(tmp_path / "venv" / "bin" / "python")
     constraints = str(ROOT / "constraints.txt")

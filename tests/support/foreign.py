@@ -28,6 +28,14 @@ def write_project(folder: Path) -> Path:
     return folder
 
 
+def make_wheel(python: str, folder: Path) -> Path:
+    """Build this checkout's wheel in a folder."""
+    command = [python, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(folder / "wheel"), str(ROOT)]
+    subprocess.run(command, check=True)
+    (wheel,) = (folder / "wheel").iterdir()
+    return wheel
+
+
 def run_pytest(
     python: str, project: Path, *arguments: str, test: str = "test_bank.py", **variables: str
 ) -> tuple[int, str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from unlost.chaos import checker
 from unlost.chaos.checker import Checker, Judgement, Verdict
+from unlost.chaos.container import WorkerImage
 from unlost.chaos.failure import explain_failure
 from unlost.chaos.history import History
 from unlost.chaos.nemesis import Nemesis, Schedule
@@ -143,6 +144,7 @@ class Chaos:
         environment: Mapping[str, str] | None = None,
         letters: Collection[str] = (),
         patience: timedelta = timedelta(minutes=5),
+        image: str | None = None,
     ) -> Outcome:
         """Put a workload through an application while nemeses injure it, heal, drain, and read what came out.
 
@@ -160,6 +162,9 @@ class Chaos:
             environment: Further variables for them.
             letters: Queues that hold dead letters, beside those of the app's topology.
             patience: For the load beyond its usual time, and again for the drain.
+            image: Run each worker in a container of this image, which has the app and ``unlost[chaos]`` in
+                it; see :func:`unlost.testing.images.build_image`. It gets no variable of this process but
+                those of ``environment``.
 
         Raises:
             HarnessError: The rig failed, which says nothing about the application.
@@ -186,6 +191,7 @@ class Chaos:
             seed=self._seed,
             patience=patience,
             letters=letters,
+            image=None if image is None else WorkerImage(name=image, environment=environment or {}),
         )
         with self._places.place(folder, nodes=self._nodes, store=self._store) as place:
             result = Run(plan, place, folder, self._on_progress)()

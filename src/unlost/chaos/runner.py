@@ -8,7 +8,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
@@ -18,8 +18,9 @@ from unlost.broker.management import Management
 from unlost.chaos import checker
 from unlost.chaos.checker import Checker, Judgement
 from unlost.chaos.clock import OFFSET_VARIABLE, find_faketime, offset_ns, run_clock
+from unlost.chaos.container import WorkerImage, container_maker
 from unlost.chaos.crashes import FOLDER_VARIABLE, CrashPoints
-from unlost.chaos.crew import Command, Crew
+from unlost.chaos.crew import Command, Crew, Maker, WorkerProcess
 from unlost.chaos.declare import MANAGEMENT_VARIABLE
 from unlost.chaos.drain import record_residue, wait_until_drained
 from unlost.chaos.history import History, Recorder, fresh_file, load
@@ -75,6 +76,7 @@ class Plan:
         seed: Of the nemeses.
         patience: For the load beyond its usual time, and again for the drain.
         letters: Names of further queues that hold letters, beside those of the app's topology.
+        image: What the workers are containers of; ``None`` for processes on this host.
     """
 
     app: str
@@ -91,6 +93,7 @@ class Plan:
     seed: int = 1
     patience: timedelta = timedelta(minutes=5)
     letters: Collection[str] = ()
+    image: WorkerImage | None = None
 
     @property
     def span(self) -> timedelta:
@@ -188,6 +191,7 @@ class Run:
         _refuse_impossible(plan, place)
         self._plan = plan
         self._place = place
+        self._folder = folder
         self._history = folder / "history"
         self._logs = folder / "logs"
         self._crash_points = CrashPoints(folder / "crashes") if _needed("crash_points", plan) else None
@@ -211,8 +215,7 @@ class Run:
         file, now = fresh_file(self._history, "run"), run_clock(self._offset)
         with self._links() as links, Recorder(file, now_ns=now) as recorder:
             recorder.record("run", "info", "schedule", **self.schedule.to_json())
-            crew = self._crew(links)
-            with crew:
+            with self._crew(links) as crew:
                 crew.wait_ready()
                 time.sleep(max(0.0, declared + GRACE.total_seconds() - time.monotonic()))
                 with self._injuring(crew, links, recorder) as begun:
@@ -256,7 +259,8 @@ class Run:
         }
         store = links["store"].url if "store" in links else self._place.store_url
         ours |= {STORE_VARIABLE: store} if store else {}
-        kept = {name: value for name, value in plan.environment.items() if name not in FOREIGN_VARIABLES}
+        given = plan.image.environment if whose == "worker" and plan.image else plan.environment
+        kept = {name: value for name, value in given.items() if name not in FOREIGN_VARIABLES}
         return Command(
             app=plan.app,
             workload=plan.workload,
@@ -287,19 +291,31 @@ class Run:
             raise HarnessError("the link of the store needs a store server of ours: a file has no link")
         return url
 
-    def _crew(self, links: Mapping[str, Link]) -> Crew:
+    @contextmanager
+    def _crew(self, links: Mapping[str, Link]) -> Iterator[Crew]:
         plan = self._plan
         command = self._command(links, "worker")
         if self._crash_points is not None:
             crashes = {FOLDER_VARIABLE: str(self._crash_points.folder)}
             command = replace(command, environment={**command.environment, **crashes})
-        return Crew(
-            command,
-            size=plan.workers,
-            concurrency=plan.concurrency,
-            logs=self._logs,
-            faketime=find_faketime() if _needed("faketime", plan) else None,
-        )
+        with (
+            self._maker() as make,
+            Crew(
+                command,
+                size=plan.workers,
+                concurrency=plan.concurrency,
+                logs=self._logs,
+                faketime=find_faketime() if _needed("faketime", plan) else None,
+                make=make,
+            ) as crew,
+        ):
+            yield crew
+
+    def _maker(self) -> AbstractContextManager[Maker]:
+        plan = self._plan
+        if plan.image is None:
+            return nullcontext(WorkerProcess)
+        return container_maker(plan.image.name, self._folder, plan.environment)
 
     @contextmanager
     def _injuring(
@@ -386,6 +402,8 @@ def _needed(what: str, plan: Plan) -> bool:
 
 
 def _refuse_impossible(plan: Plan, place: Place) -> None:
+    if plan.image and _needed("faketime", plan):
+        raise HarnessError("clocks can be set of workers that are processes of this host, not in containers")
     for nemesis in plan.nemeses:
         if lacking := nemesis.needs - place.can:
             raise HarnessError(

@@ -118,8 +118,9 @@ class StopWorkers(Nemesis):
     name: ClassVar[str] = "stop_worker"
 
     def strike(self, injury: Injury, scene: Scene) -> None:
-        """Stop, wait, continue."""
-        worker = injury.choose(scene.crew.names)
+        """Stop, wait, continue; a worker that is up if there is one, else there would be nothing to stop."""
+        up = [name for name in scene.crew.names if scene.crew.children(name)]
+        worker = injury.choose(up or scene.crew.names)
         with scene.crew.stopped(worker) as pids:
             scene.struck(self.name, pids=pids, target=worker)
             scene.last(self.lasting)
