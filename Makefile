@@ -3,7 +3,7 @@ VENV ?= .venv
 READY := $(VENV)/.installed
 BIN := $(VENV)/bin
 
-.PHONY: demo demo-plain test chaos chaos-core record loss-modes matrix bench-publish bench-idempotency bench-redrive check lock image broker stores clean help
+.PHONY: demo demo-plain test chaos chaos-core record pytest-celery loss-modes matrix bench-publish bench-idempotency bench-redrive check lock image broker stores clean help
 
 help: ## Say what there is.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:[^#]*## /\t/' | expand -t 14
@@ -28,6 +28,13 @@ demo-plain: $(READY) broker ## The same load and kills on plain Celery.
 
 test: $(READY) broker stores ## Run all tests; what needs a broker or a store runs on every one that can be had.
 	@$(BIN)/pytest --numprocesses=4 --dist=loadfile $(ARGS)
+
+pytest-celery: $(READY) ## Run the smoke tests on pytest-celery's components; needs Docker.
+	@test -x $(VENV)-pytest-celery/bin/pytest || { scripts/make-venv $(VENV)-pytest-celery && \
+	    $(VENV)-pytest-celery/bin/python -m pip install --quiet -c constraints.txt -e '.[chaos]' \
+	    -r integrations/pytest-celery/requirements.txt; }
+	@rabbitmq/image/build 4.3 >/dev/null
+	@cd integrations/pytest-celery && $(abspath $(VENV))-pytest-celery/bin/pytest -q $(ARGS)
 
 loss-modes: $(READY) broker ## Run the loss-mode tests and make docs/loss-modes.md of what they saw.
 	@records=$$(mktemp -d) && $(BIN)/pytest -m '' -n 2 --dist=loadfile --loss-modes-record $$records tests/loss_modes $(ARGS) \
@@ -73,4 +80,4 @@ lock: ## Write constraints.txt anew from the newest releases.
 	@rm -rf $(VENV)-lock
 
 clean: ## Remove the environment and caches.
-	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@rm -rf $(VENV) $(VENV)-pytest-celery .mypy_cache .ruff_cache .pytest_cache .hypothesis
