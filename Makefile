@@ -3,7 +3,7 @@ VENV ?= .venv
 READY := $(VENV)/.installed
 BIN := $(VENV)/bin
 
-.PHONY: demo demo-plain test chaos chaos-core record pytest-celery loss-modes matrix bench-publish bench-idempotency bench-redrive check lock image broker stores clean help
+.PHONY: demo demo-plain test chaos chaos-core record pytest-celery comparison loss-modes matrix bench-publish bench-idempotency bench-redrive check lock image broker stores clean help
 
 help: ## Say what there is.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:[^#]*## /\t/' | expand -t 14
@@ -62,6 +62,10 @@ record: $(READY) broker ## Append a run to the record of long runs in docs/evide
 
 check: $(READY) ## Lint, types and layers only.
 	@$(BIN)/pytest tests/unit/test_architecture.py $(ARGS)
+
+comparison: $(READY) broker ## The same load and faults on Celery and Dramatiq; writes docs/comparison.md.
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[comparison]'
+	@PYTHONPATH=.:examples $(BIN)/python -m benchmarks.chaos --page docs/comparison.md $(ARGS)
 
 bench-publish: $(READY) broker ## Compare ways to publish; the last line is the ratios as JSON.
 	@$(BIN)/python -m benchmarks.publish $(ARGS)

@@ -119,10 +119,27 @@ class Worker(ABC):
 
 
 class WorkerProcess(Worker):
-    """A worker that is a child of this process, with a process group of its own."""
+    """A worker that is a child of this process, with a process group of its own.
 
-    def __init__(self, name: str, command: Command, arguments: Sequence[str], log: Path) -> None:
+    Args:
+        name: Its name.
+        command: How to start it.
+        arguments: What it takes beside the fields of the command.
+        log: The file for its output.
+        module: What to start.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        command: Command,
+        arguments: Sequence[str],
+        log: Path,
+        *,
+        module: str = "unlost.chaos.worker",
+    ) -> None:
         super().__init__(name, command, arguments, log)
+        self._module = module
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
 
@@ -132,7 +149,7 @@ class WorkerProcess(Worker):
             if self._process is not None:
                 _close(self._process)
             self._process = self._command.start(
-                "unlost.chaos.worker",
+                self._module,
                 *self._arguments,
                 stdin=subprocess.PIPE,
                 stdout=log,

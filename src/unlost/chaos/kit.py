@@ -16,7 +16,7 @@ from unlost.chaos.history import History
 from unlost.chaos.nemesis import Nemesis, Schedule
 from unlost.chaos.places import Places
 from unlost.chaos.report import Figures, figures, injuries
-from unlost.chaos.runner import OnProgress, Plan, Run, active
+from unlost.chaos.runner import OnProgress, Plan, Programs, Run, active
 from unlost.chaos.workload import Workload, options_of, path_of
 from unlost.errors import Anomaly, HarnessError
 
@@ -145,6 +145,7 @@ class Chaos:
         letters: Collection[str] = (),
         patience: timedelta = timedelta(minutes=5),
         image: str | None = None,
+        programs: Programs | None = None,
     ) -> Outcome:
         """Put a workload through an application while nemeses injure it, heal, drain, and read what came out.
 
@@ -165,6 +166,7 @@ class Chaos:
             image: Run each worker in a container of this image, which has the app and ``unlost[chaos]`` in
                 it; see :func:`unlost.testing.images.build_image`. It gets no variable of this process but
                 those of ``environment``.
+            programs: For what is no Celery application.
 
         Raises:
             HarnessError: The rig failed, which says nothing about the application.
@@ -191,6 +193,7 @@ class Chaos:
             seed=self._seed,
             patience=patience,
             letters=letters,
+            programs=programs or Programs(),
             image=None if image is None else WorkerImage(name=image, environment=environment or {}),
         )
         with self._places.place(folder, nodes=self._nodes, store=self._store) as place:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,23 @@ def active(nemeses: Sequence[Nemesis]) -> checker.Active:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Programs:
+    """Modules that a run starts as processes; others than these for what is no Celery application.
+
+    They take the same arguments and variables, write the same history, and a worker says that it is ready.
+
+    Attributes:
+        declare: Prepares the broker, and prints the queues of letters as a JSON list.
+        client: Publishes.
+        worker: Works until its input ends.
+    """
+
+    declare: str = "unlost.chaos.declare"
+    client: str = "unlost.chaos.client"
+    worker: str = "unlost.chaos.worker"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """What to run.
 
@@ -76,6 +94,7 @@ class Plan:
         seed: Of the nemeses.
         patience: For the load beyond its usual time, and again for the drain.
         letters: Names of further queues that hold letters, beside those of the app's topology.
+        programs: What is started.
         image: What the workers are containers of; ``None`` for processes on this host.
     """
 
@@ -93,6 +112,7 @@ class Plan:
     seed: int = 1
     patience: timedelta = timedelta(minutes=5)
     letters: Collection[str] = ()
+    programs: Programs = Programs()
     image: WorkerImage | None = None
 
     @property
@@ -237,7 +257,7 @@ class Run:
         """Apply the app's topology, and return its queues of letters."""
         self._tell("declaring")
         command = self._command({}).start(
-            "unlost.chaos.declare",
+            self._plan.programs.declare,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             bare=True,
@@ -314,7 +334,7 @@ class Run:
     def _maker(self) -> AbstractContextManager[Maker]:
         plan = self._plan
         if plan.image is None:
-            return nullcontext(WorkerProcess)
+            return nullcontext(partial(WorkerProcess, module=plan.programs.worker))
         return container_maker(plan.image.name, self._folder, plan.environment)
 
     @contextmanager
@@ -339,7 +359,7 @@ class Run:
         plan = self._plan
         with (self._logs / "client.log").open("wb") as log:
             client = self._command(links, "publisher").start(
-                "unlost.chaos.client",
+                plan.programs.client,
                 f"--messages={plan.messages}",
                 f"--rate={plan.rate}",
                 f"--threads={plan.client_threads}",
