@@ -127,10 +127,10 @@ class WorkerContainer(Worker):
         parent = self._state()["Pid"]
         if not parent:
             return []
+        listed: list[list[str]] = []
         with self._unless_gone("list the processes"):
             listed = self._made.top(ps_args="-o pid,ppid")["Processes"]
-            return [parent, *(int(pid) for pid, of in listed if int(of) == parent)]
-        return []
+        return [parent, *(int(pid) for pid, of in listed if int(of) == parent)] if listed else []
 
     def kill(self, *, group: bool) -> None:  # noqa: ARG002 - a container never outlives its first process
         """SIGKILL the container: its children die with its first process."""
@@ -143,9 +143,10 @@ class WorkerContainer(Worker):
 
     def send(self, pid: int, number: signal.Signals) -> bool:
         """Send a signal to one of its processes, from within the container."""
+        status: int = 1
         with self._unless_gone("send a signal"):
-            return self._made.exec_run(["sh", "-c", f"kill -{int(number)} {pid}"])[0] == 0  # type: ignore[no-any-return]
-        return False
+            status = self._made.exec_run(["sh", "-c", f"kill -{int(number)} {pid}"])[0]
+        return status == 0
 
     @contextmanager
     def stopped(self) -> Iterator[list[int]]:

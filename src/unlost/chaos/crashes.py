@@ -70,8 +70,9 @@ def crash_where_armed(points: CrashPoints, recorder: Callable[[], Recorder]) -> 
 
     def strike(point: Point, message: MessageId) -> None:
         if points.take(point):
-            facts = {"pids": _dying(point), "point": str(point), "delivery": str(message)}
-            recorder().record("nemesis", "info", CRASH, **facts)
+            recorder().record(
+                "nemesis", "info", CRASH, pids=_dying(point), point=str(point), delivery=str(message)
+            )
             os.kill(os.getpid(), signal.SIGKILL)
 
     return strike
