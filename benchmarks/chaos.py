@@ -100,6 +100,10 @@ ones, and its acks are late by default. Without confirms "confirmed" only says t
 Both retry a failed payment after a second. None of them but unlost ties an effect to the record that it
 is done, and none claims to: a task that is killed between the two is done again.
 
+A publish that raised an error is not counted, whatever came of it, so "of so many" differs: while the
+broker or its link is down the others give up within seconds, and unlost is set to wait for up to 60 s. The
+seed fixes when a nemesis strikes; a worker that is still starting is spared, so the kills differ a little.
+
 One short run a cell shows what can happen, not how often: the numbers change with each machine and each
 run, zeros among the others' too. A cell without a result is a run that did not come to its end.
 
