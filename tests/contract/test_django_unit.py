@@ -205,9 +205,14 @@ def test_a_connection_that_breaks_is_the_stores_failure(server_url: str, opened:
 def test_a_mistake_in_the_body_stays_its_own(store: SqlStore) -> None:
     """A violated constraint and a statement that is wrong are for the task's retry policy."""
     row = granted(store)
-    with pytest.raises(IntegrityError), store.unit_of_work(MESSAGE, row, str, None, DjangoDatabase()):
-        Order.objects.create(number=1)
-        Order.objects.create(number=1)
+
+    def twice() -> None:
+        with store.unit_of_work(MESSAGE, row, str, None, DjangoDatabase()):
+            Order.objects.create(number=1)
+            Order.objects.create(number=1)
+
+    with pytest.raises(IntegrityError):
+        twice()
     with (
         pytest.raises(DatabaseError, match="nowhere"),
         store.unit_of_work(MESSAGE, row, str, None, DjangoDatabase()),
@@ -230,12 +235,14 @@ def test_an_open_transaction_is_refused(store: SqlStore) -> None:
 def test_a_rollback_inside_never_completes(store: SqlStore) -> None:
     """``set_rollback`` would end the block without its rows and without an error; it is one."""
     row = granted(store)
-    with (
-        pytest.raises(StoreError, match="rolled back inside"),
-        store.unit_of_work(MESSAGE, row, str, None, DjangoDatabase()),
-    ):
-        Order.objects.create(number=1)
-        transaction.set_rollback(True)
+
+    def body() -> None:
+        with store.unit_of_work(MESSAGE, row, str, None, DjangoDatabase()):
+            Order.objects.create(number=1)
+            transaction.set_rollback(True)
+
+    with pytest.raises(StoreError, match="rolled back inside"):
+        body()
     assert (orders(), read(store)) == ([], row)
 
 
@@ -244,8 +251,7 @@ def test_a_part_may_be_rolled_back(store: SqlStore) -> None:
     with store.unit_of_work(MESSAGE, granted(store), str, None, DjangoDatabase()):
         Order.objects.create(number=1)
         with pytest.raises(IntegrityError), transaction.atomic():
-            Order.objects.create(number=2)
-            Order.objects.create(number=1)
+            Order.objects.bulk_create([Order(number=2), Order(number=1)])
     assert (orders(), read(store).state) == ([1], State.DONE)
 
 
@@ -256,12 +262,13 @@ def test_a_hook_that_raises_undoes_nothing(store: SqlStore) -> None:
     def hook() -> None:
         raise OperationalError("in the hook")
 
-    with (
-        pytest.raises(OperationalError, match="in the hook"),
-        store.unit_of_work(MESSAGE, granted(store), str, None, database),
-    ):
-        Order.objects.create(number=1)
-        transaction.on_commit(hook)
+    def body() -> None:
+        with store.unit_of_work(MESSAGE, granted(store), str, None, database):
+            Order.objects.create(number=1)
+            transaction.on_commit(hook)
+
+    with pytest.raises(OperationalError, match="in the hook"):
+        body()
     assert database.committed
     assert (orders(), read(store).state) == ([1], State.DONE)
 
