@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.test_worker_edges import JSON, publish
+from tests.integration.test_worker_edges import publish
 from tests.support.stores import Servers
 from tests.support.workers import Bench, bench
 from unlost.testing.brokers import Vhost
@@ -41,18 +41,6 @@ def shop(vhost: Vhost, tmp_path: Path, store_servers: Servers) -> Iterator[Bench
         yield made
 
 
-def tear(shop: Bench, task_id: str) -> None:
-    """Cut off the body of a message that waits in the queue."""
-    with shop.channel() as channel:
-        while (message := channel.basic_get("t.work")) is not None:
-            headers = message.properties["application_headers"]
-            if headers["id"] == task_id:
-                channel.basic_ack(message.delivery_tag)
-                shop.publish_raw(message.body[:-5], headers, **JSON)
-                return
-    raise AssertionError(f"{task_id} is not in the queue")
-
-
 def test_a_chord_is_told_of_every_end_of_its_members(shop: Bench) -> None:
     """A chord with a member that ends in any way but well fails; one of good members goes on."""
     made = "\n".join(
@@ -63,7 +51,7 @@ def test_a_chord_is_told_of_every_end_of_its_members(shop: Bench) -> None:
     )
     shop.call("m.member.cancel('cancelled-member'); m.app.control.revoke('revoked-member')")
     shop.call(f"from celery import chord\nfrom datetime import UTC, datetime\n{made}")
-    tear(shop, "torn-member")
+    shop.tear("torn-member")
     shop.start()
     told = {f"errback-body-{name}" for name in ENDINGS}
     shop.wait_for(lambda: "well-a+b" in shop.runs(), "the chord whose members end well goes on")

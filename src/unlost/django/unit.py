@@ -87,7 +87,7 @@ class DjangoDatabase(ForeignDatabase):
         """
         if transaction.get_rollback(using=self._alias):
             raise StoreError(
-                f"the unit of work on database {self._alias!r} was rolled back inside its block, so it cannot "
+                f"the unit of work on database {self._alias!r} was rolled back inside its block, and cannot "
                 "end as done: use transaction.atomic() inside it for what may fail alone"
             )
         self._concluding = True

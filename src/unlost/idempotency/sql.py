@@ -385,7 +385,7 @@ class SqlStore:
         places = [(url.get_backend_name(), url.host, url.port, url.database) for url in (theirs, ours)]
         if places[0] != places[1]:
             raise ConfigurationError(
-                f"unit_of_work(): the transaction is on {theirs.render_as_string(hide_password=True)} and the "
+                f"unit_of_work(): the transaction is on {theirs.render_as_string(hide_password=True)}, the "
                 f"store on {ours.render_as_string(hide_password=True)}: one transaction needs one database, "
                 "so give a session the engine of unlost.install(...).engine; where it is Django's, give "
                 "install(...) the store_url() of unlost.django.database"
