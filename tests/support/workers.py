@@ -63,11 +63,9 @@ class Bench:
     def start(self, *arguments: str, wait: bool = True, module: str | None = None) -> subprocess.Popen[bytes]:
         """Start a worker of the bench's module, or another; returns when it consumes."""
         log = self.folder / f"worker-{len(self.workers)}.log"
-        command = [sys.executable, "-m", "celery", "-A", f"{module or self.module}:app", "worker"]
-        flags = ["--loglevel=INFO", "--concurrency=2", f"--hostname=w{len(self.workers)}@%h"]
         with log.open("wb") as out:
             worker = subprocess.Popen(
-                [*command, *flags, "--without-gossip", "--without-mingle", *arguments],
+                [*self.command(f"w{len(self.workers)}", module), "--concurrency=2", *arguments],
                 env=self.environment,
                 cwd=ROOT,
                 stdout=out,
@@ -81,6 +79,11 @@ class Bench:
                 lambda: " ready." in log.read_text(), SOON, "the worker is ready", why_not=log.read_text
             )
         return worker
+
+    def command(self, name: str, module: str | None = None) -> list[str]:
+        """Return the command line of a worker of that name."""
+        command = [sys.executable, "-m", "celery", "-A", f"{module or self.module}:app", "worker"]
+        return [*command, "--loglevel=INFO", f"--hostname={name}@%h", "--without-gossip", "--without-mingle"]
 
     def log(self, number: int = 0) -> str:
         """Return what a worker has said."""
