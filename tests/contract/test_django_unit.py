@@ -289,7 +289,9 @@ def test_there_is_no_session(store: SqlStore) -> None:
         assert isinstance(work.connection, DjangoTransaction)
 
 
-def test_a_process_that_stands_still_at_the_end_is_ended(server_url: str, opened: Opened) -> None:
+def test_a_process_that_stands_still_at_the_end_is_ended(
+    server_url: str, opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Behind the ledger's write the server ends an idle transaction within a lease, and nowhere else."""
     shown = {
         "postgresql": "SHOW idle_in_transaction_session_timeout",
@@ -303,9 +305,13 @@ def test_a_process_that_stands_still_at_the_end_is_ended(server_url: str, opened
                 cursor.execute(shown[connection.vendor])
                 return str(cursor.fetchone()[0])
 
-        before, seen = limit(), []
-        complete = store._complete
-        store._complete = lambda *given: [seen.append(limit()), complete(*given)][-1]  # type: ignore[method-assign]
+        before, seen, complete = limit(), [], store._complete
+
+        def look(*given: Any) -> bool:
+            seen.append(limit())
+            return complete(*given)
+
+        monkeypatch.setattr(store, "_complete", look)
         with store.unit_of_work(MESSAGE, granted(store), str, None, DjangoDatabase()):
             assert limit() == before
         assert seen in (["15s"], ["15"])

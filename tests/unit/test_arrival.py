@@ -69,7 +69,8 @@ def task(app: Celery) -> Any:
 @pytest.fixture
 def runtime(app: Celery) -> Runtime:
     """The app's runtime, which publishes into a list."""
-    return replace(runtime_of(app), publisher=Recorder())
+    recorder: Any = Recorder()
+    return replace(runtime_of(app), publisher=recorder)
 
 
 def deliver(runtime: Runtime, task: Any, **headers: Any) -> tuple[Any, list[Outgoing]]:
@@ -85,15 +86,17 @@ def deliver(runtime: Runtime, task: Any, **headers: Any) -> tuple[Any, list[Outg
 
     def trace(*_: Any) -> Any:
         """Run the body as Celery's tracer does."""
+        attempt: Any = runtime.attempt.get()
         try:
-            returned = perform(task, runtime, runtime.attempt.get(), (), {})
+            returned = perform(task, runtime, attempt, (), {})
         except Exception as exc:  # noqa: BLE001 - as the tracer does
             return tracer._trace_of(exc, states.FAILURE)
         return trace_ok_t(returned, None, 0.0, None)
 
-    before = len(runtime.publisher.published)
+    recorder: Any = runtime.publisher
+    before = len(recorder.published)
     told = tracer.wrap(task, runtime, trace)("m", (), {}, request)
-    return told, runtime.publisher.published[before:]
+    return told, recorder.published[before:]
 
 
 def ends_here(told: Any) -> bool:

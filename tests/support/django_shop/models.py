@@ -31,4 +31,4 @@ class Effect(models.Model):
         app_label = "django_shop"
 
     def __str__(self) -> str:
-        return self.label
+        return f"effect {self.label}"
