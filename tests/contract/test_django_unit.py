@@ -307,7 +307,7 @@ def test_a_process_that_stands_still_at_the_end_is_ended(
 
         before, seen, complete = limit(), [], store._complete
 
-        def look(*given: Any) -> bool:
+        def look(*given: Any) -> Any:
             seen.append(limit())
             return complete(*given)
 
