@@ -19,8 +19,10 @@ from tests.support.django_shop.models import Effect  # noqa: E402 - models need 
 
 pytestmark = pytest.mark.one_broker
 
-#: Where a process dies once; ``none`` is a message that no crash meets.
-POINTS = ("none", "acquired", "body", "committing", "committed")
+#: Where a process dies once.
+POINTS = ("acquired", "body", "committing", "committed")
+#: A message for each, one that nothing happens to, and one whose ``on_commit`` hook fails.
+LABELS = ("none", "hook", *POINTS)
 
 
 def test_rows_of_the_orm_are_written_once_whatever_dies(
@@ -32,20 +34,18 @@ def test_rows_of_the_orm_are_written_once_whatever_dies(
     given = {"UNLOST_STORE": database_url, "CRASH_FOLDER": str(tmp_path), "UNLOST_LEASE": "60"}
     with bench(vhost, tmp_path, TOPOLOGY, "tests.support.django_worker", **given) as shop:
         shop.start()
-        shop.call(f"for label in {POINTS}: m.pay.apply_async((label,), task_id=label)")
+        shop.call(f"for label in {LABELS}: m.pay.apply_async((label,), task_id=label)")
         wait_until(
-            lambda: shop.states() == {"done": len(POINTS)},
+            lambda: shop.states() == {"done": len(LABELS)},
             SOON,
             "all are done",
             why_not=lambda: shop.log()[-3000:],
         )
         effects = "select label, count(*) from django_shop_effect group by label"
-        assert {tuple(row) for row in shop.rows(effects)} == {(label, 1) for label in POINTS}
-        assert shop.rows("select count(*) from unlost_outbox")[0][0] == len(POINTS)
+        assert {tuple(row) for row in shop.rows(effects)} == {(label, 1) for label in LABELS}
+        assert shop.rows("select count(*) from unlost_outbox")[0][0] == len(LABELS)
         results = shop.rows("select result, crashes from unlost_messages")
-        assert {row.result for row in results} == {f'"{label}-done"' for label in POINTS}
+        assert {row.result for row in results} == {f'"{label}-done"' for label in LABELS}
         # Behind the commit the message is done: there is no lease left that could have crashed.
-        assert sorted(row.crashes for row in results) == [0, 0, 1, 1, 1]
-        assert {path.name for path in tmp_path.glob("crashed-*")} == {
-            f"crashed-{point}" for point in POINTS[1:]
-        }
+        assert sorted(row.crashes for row in results) == [0, 0, 0, 1, 1, 1]
+        assert {path.name for path in tmp_path.glob("crashed-*")} == {f"crashed-{point}" for point in POINTS}

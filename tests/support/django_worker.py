@@ -17,7 +17,9 @@ from unlost.core.ids import MessageId
 
 django_project.set_up({"default": os.environ["UNLOST_STORE"]})
 
-from tests.support.django_shop.models import Effect  # noqa: E402 - models need settings
+from django.db import transaction  # noqa: E402 - needs settings
+
+from tests.support.django_shop.models import Effect  # noqa: E402
 from unlost.django.database import store_url  # noqa: E402
 from unlost.django.task import DjangoTask  # noqa: E402
 
@@ -40,6 +42,11 @@ def strike(point: str, message: MessageId) -> None:
 runtime.points.observer = strike
 
 
+def fail() -> None:
+    """Be a hook that fails behind the commit."""
+    raise RuntimeError("in the hook")
+
+
 @app.task(base=DjangoTask, bind=True, name="d.pay", queue="t.work")
 def pay(self: Any, label: str) -> None:
     """Have one effect, and a follower that is published when it commits."""
@@ -47,6 +54,8 @@ def pay(self: Any, label: str) -> None:
         Effect.objects.create(label=label)
         strike("body", MessageId(self.name, self.request.id))
         work.publish(receipt, label)
+        if label == "hook":
+            transaction.on_commit(fail)
         work.result = f"{label}-done"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import DDL, Column, Connection, Integer, MetaData, String, Table, inspect
+from sqlalchemy import Column, Connection, Integer, MetaData, String, Table, inspect, text
 
 from unlost.database.dialect import Seconds, exact, long_text
 from unlost.database.migrations import Migration
@@ -57,7 +57,7 @@ def _create(connection: Connection) -> None:
 def _add_streak(connection: Connection) -> None:
     present = {column["name"] for column in inspect(connection).get_columns(circuits.name)}
     if "streak" not in present:
-        connection.execute(DDL(f"ALTER TABLE {circuits.name} ADD COLUMN streak INTEGER DEFAULT 0 NOT NULL"))
+        connection.execute(text(f"ALTER TABLE {circuits.name} ADD COLUMN streak INTEGER DEFAULT 0 NOT NULL"))
 
 
 MIGRATIONS = (Migration(1, _create), Migration(2, _add_streak))
