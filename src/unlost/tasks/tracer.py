@@ -88,7 +88,7 @@ def wrap(task: ReliableTask, runtime: Runtime, trace: Tracer) -> Tracer:
             try:
                 args, kwargs = redeem(runtime, request)
             except Exception as exc:  # noqa: BLE001 - of any file system
-                # Raised from here it would be given back, and come again at once, without end.
+                # Raised from here it would be given back, and come again and again without end.
                 lost = exc
         attempt = _arrive(task, runtime, request)
         if attempt is None:
