@@ -441,7 +441,7 @@ def test_links_that_are_dispatched_again_run_once(shop: Bench) -> None:
         deliver_again(shop, copy)
     assert traces(shop) == {"d": 1, **members}
     assert shop.effects() == {"d": 1}
-    assert set(shop.states()) == {"done"}
+    shop.wait_for(lambda: set(shop.states()) == {"done"}, "all are done")
 
 
 @pytest.mark.parametrize(
