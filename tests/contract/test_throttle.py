@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from datetime import timedelta
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import delete, insert, update
 
-from unlost.core.breaker import Breaker, CircuitState
+from unlost.core.breaker import Breaker, Circuit, CircuitState
 from unlost.core.limits import Limit
 from unlost.database.database import Database
-from unlost.throttle.schema import circuits, limits, slots
+from unlost.database.migrations import versions
+from unlost.throttle.schema import PART, circuits, limits, slots
 from unlost.throttle.store import ThrottleStore
 
 BANK = Breaker(name="bank", at_least=2, pause=timedelta(hours=1))
@@ -34,6 +35,22 @@ def time_passes(store: ThrottleStore, hours: float) -> None:
     with store.database.transaction() as connection:
         for column in (circuits.c.until, limits.c.paid_until, slots.c.expires):
             connection.execute(update(column.table).values({column.name: column - seconds}))
+
+
+def test_a_table_of_the_release_before_is_brought_up_to_date(store: ThrottleStore) -> None:
+    """It gets the column that is missing, and that release goes on writing without it."""
+    with store.database.transaction() as connection:
+        connection.exec_driver_sql("ALTER TABLE unlost_circuits DROP COLUMN streak")
+        old = (versions.c.part == PART) & (versions.c.version == 2)
+        connection.execute(delete(versions).where(old))
+    store.create_schema()
+    theirs = {each.name: 0 for each in circuits.c if each.name not in ("streak", "prober")}
+    with store.database.transaction() as connection:
+        connection.execute(
+            insert(circuits).values({**theirs, "name": "bank", "state": "closed", "reason": ""})
+        )
+    assert store.circuit("bank") == Circuit()
+    assert not store.count(BANK, ok=0, failed=2).flows
 
 
 def test_a_circuit_nobody_has_counted_for_flows(store: ThrottleStore) -> None:

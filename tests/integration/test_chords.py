@@ -24,6 +24,7 @@ ENDINGS = {
     "expired": "m.member.si('x').set(expires=datetime(2020, 1, 1, tzinfo=UTC))",
     "unknown-task": "m.app.signature('t.ghost', immutable=True)",
     "malformed": "m.member.si('x').set(time_limit='soon')",
+    "undecodable": "m.member.si('x').set(task_id='torn-member')",
     "cancelled": "m.member.si('x').set(task_id='cancelled-member')",
     "revoked": "m.member.si('x').set(task_id='revoked-member')",
 }
@@ -43,12 +44,14 @@ def shop(vhost: Vhost, tmp_path: Path, store_servers: Servers) -> Iterator[Bench
 def test_a_chord_is_told_of_every_end_of_its_members(shop: Bench) -> None:
     """A chord with a member that ends in any way but well fails; one of good members goes on."""
     made = "\n".join(
-        f"chord([m.member.si('a'), {member}])("
+        # Later than a member of which only the headers can be read: that one does not know the chord.
+        f"chord([m.member.si('a').set(countdown={2 * (name == 'undecodable')}), {member}])("
         f"m.gathers.s({name!r}).set(task_id='body-{name}').on_error(m.errback.s()))"
         for name, member in {"well": "m.member.si('b')", **ENDINGS}.items()
     )
     shop.call("m.member.cancel('cancelled-member'); m.app.control.revoke('revoked-member')")
     shop.call(f"from celery import chord\nfrom datetime import UTC, datetime\n{made}")
+    shop.tear("torn-member")
     shop.start()
     told = {f"errback-body-{name}" for name in ENDINGS}
     shop.wait_for(lambda: "well-a+b" in shop.runs(), "the chord whose members end well goes on")

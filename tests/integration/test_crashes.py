@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
+from tests.support.confined import confined_worker
 from tests.support.workers import SOON, Bench, bench
 from unlost.testing.brokers import Vhost
+from unlost.testing.brokers.docker import unavailable
 
 pytestmark = pytest.mark.one_broker
 
@@ -47,3 +51,27 @@ def test_a_hard_time_limit_ends_the_lease_at_once(shop: Bench) -> None:
     assert (headers["x-unlost-death-reason"], headers["x-unlost-crashes"]) == ("poison", 3)
     assert shop.runs()["s"] == 3
     assert worker.poll() is None
+
+
+def test_what_the_kernel_kills_for_its_memory_is_counted(shop: Bench) -> None:
+    """A body that outgrows its container comes back, or is poison; its neighbours have one effect each."""
+    if (reason := unavailable(os.environ)) is not None:
+        pytest.skip(f"no container for a limit of memory: {reason}")
+    neighbours = {f"n{number}": 1 for number in range(6)}
+    with confined_worker(shop) as worker:
+        shop.call(
+            "m.before_commit.delay('once', 'eat'); m.before_commit.delay('always', 'eat', 99)\n"
+            "m.before_commit.delay('refused', 'oom', 99)\n"
+            f"for label in {[*neighbours]}: m.works.delay(label, 0.5)"
+        )
+        ends = {"once": 1, **neighbours}
+        shop.wait_for(lambda: shop.effects() == ends and len(shop.letters()) == 2, "all have ended")
+        assert worker.is_running
+        assert worker.kills() == 4
+    letters = {json.loads(body)[0][0]: headers for headers, body in shop.letters()}
+    assert set(letters) == {"always", "refused"}
+    for headers in letters.values():
+        assert (headers["x-unlost-death-reason"], headers["x-unlost-crashes"]) == ("poison", 3)
+    assert (shop.runs()["once"], shop.runs()["always"], shop.runs()["refused"]) == (2, 3, 3)
+    rows = shop.rows("select sum(crashes) as crashes from unlost_messages where state = 'done'")
+    assert rows[0].crashes == 1

@@ -90,7 +90,22 @@ def test_those_lost_with_a_killer_are_taken_over_apart(vhost: Vhost, tmp_path: P
         shop.wait_for(lambda: shop.effects() == innocents, "the innocents are done")
         [(headers, body)] = shop.letters()
         assert headers["x-unlost-death-reason"] == "poison"
+        assert headers["x-unlost-lost"] == 3
         assert json.loads(body)[0][0] == "killer"
         assert killed == 3
         rows = shop.rows("select lost from unlost_messages where message like 't.waits%'")
         assert max(row.lost for row in rows) < 3
+
+
+@pytest.mark.one_broker
+def test_a_letter_says_how_often_its_message_was_lost(vhost: Vhost, tmp_path: Path) -> None:
+    """A takeover after a worker's death is counted, and shown whatever the letter's reason is."""
+    with bench(vhost, tmp_path, UNLOST_LEASE="2") as shop:
+        shop.start()
+        shop.call("m.lost_then_permanent.delay('x')")
+        shop.workers[0].wait(90)
+        shop.start()
+        shop.wait_for(shop.letters, "the letter is there")
+        [(headers, _)] = shop.letters()
+        shown = [headers[f"x-unlost-{name}"] for name in ("death-reason", "lost", "crashes", "attempt")]
+        assert shown == ["permanent", 1, 0, 1]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -293,6 +294,26 @@ def test_a_letter_waits_for_an_exchange_that_is_gone(vhost: Vhost, tmp_path: Pat
         assert leftovers(shop) == {}
 
 
+def test_what_the_ledger_cannot_read_ends_as_a_letter(vhost: Vhost, tmp_path: Path) -> None:
+    """A row that this release does not understand is no loop: its message is parked and then a letter."""
+    with bench(vhost, tmp_path, UNLOST_PARK="0.5") as shop:
+        shop.start(ONE_AT_A_TIME)
+        publish(shop, "t.effect", "odd", id="odd")
+        shop.wait_for(lambda: state_of(shop, "odd") == "done", "it is done")
+        with closing(sqlite3.connect(tmp_path / "store.sqlite", timeout=30)) as database, database:
+            database.execute("update unlost_messages set state = 'frozen'")
+        publish(shop, "t.effect", "odd", id="odd")
+        publish(shop, "t.effect", "neighbour")
+        shop.wait_for(lambda: reasons(shop) == ["not-admitted"], "it is a letter")
+        [(letter, _)] = shop.letters()
+        assert (letter["x-unlost-parks"], letter["x-unlost-death-exception-type"]) == (
+            1,
+            "builtins.ValueError",
+        )
+        assert "frozen" in letter["x-unlost-death-exception"]
+        shop.wait_for(lambda: shop.effects() == {"odd": 1, "neighbour": 1}, "the neighbour ran")
+
+
 def test_a_letter_that_no_queue_takes_is_kept_as_unroutable(vhost: Vhost, tmp_path: Path) -> None:
     """An exchange that has lost its bindings sends letters where an operator finds them."""
     with without_dead_letter_exchange(vhost, tmp_path, "60") as shop:
@@ -420,7 +441,7 @@ def test_links_that_are_dispatched_again_run_once(shop: Bench) -> None:
         deliver_again(shop, copy)
     assert traces(shop) == {"d": 1, **members}
     assert shop.effects() == {"d": 1}
-    assert set(shop.states()) == {"done"}
+    shop.wait_for(lambda: set(shop.states()) == {"done"}, "all are done")
 
 
 @pytest.mark.parametrize(

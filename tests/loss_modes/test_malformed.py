@@ -15,7 +15,7 @@ pytestmark = pytest.mark.one_broker
 
 @pytest.mark.long
 def test_a_malformed_message_is_there_before_the_worker(stage: Stage) -> None:
-    """A plain worker that starts on a malformed message holds it, unsettled; unlost makes it a letter."""
+    """A plain worker that starts on a malformed message holds it or ends; unlost makes it a letter."""
 
     def act(side: Side) -> None:
         side.send_raw("t.effect", "no-id")
@@ -26,10 +26,12 @@ def test_a_malformed_message_is_there_before_the_worker(stage: Stage) -> None:
         Scenario(
             mode="malformed-held",
             sentence="A worker starts on a message that lacks the header `id`, written by a tool or another "
-            "language. The error is swallowed: the message is neither acked nor rejected nor logged, and "
-            "keeps its place in the prefetch window.",
+            "language. If it comes within the worker's first tenth of a second the error is swallowed: the "
+            "message is neither acked nor rejected nor logged, and keeps its place in the prefetch window. "
+            "If it comes later the worker ends.",
             plain=LATE,
             does=Outcome.STUCK,
+            or_else=Outcome.DIED,
             act=act,
             ends={"no-id": Ending.LETTER},
         )

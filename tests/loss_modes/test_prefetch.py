@@ -8,7 +8,6 @@ from tests.support.lossmodes.scenario import Scenario, Stage
 from tests.support.lossmodes.side import LATE, ONE, QUORUM, Side
 from tests.support.lossmodes.verdict import Ending, Outcome
 
-# Long until they have been run to the end for their records.
 pytestmark = [pytest.mark.one_broker, pytest.mark.long]
 
 

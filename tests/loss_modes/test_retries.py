@@ -16,7 +16,6 @@ from unlost.errors import HarnessError
 from unlost.testing.waiting import wait_until
 from unlost.topology.naming import delay_entry_exchange
 
-# Long until they have been run to the end for their records.
 pytestmark = [pytest.mark.one_broker, pytest.mark.long]
 
 BOTH_QUEUES = (WORK, OTHER)

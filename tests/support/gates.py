@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from tests.support import traces
-from tests.support.workers import Bench
+from tests.support.workers import SOON, Bench
 from unlost.broker.apply import apply
 from unlost.broker.management import Management
 from unlost.testing.brokers import Vhost
+from unlost.testing.waiting import wait_until
 from unlost.topology.model import Topology
 
 QUEUES = ("g.bank", "g.printer", "g.sms", "g.other")
@@ -29,6 +31,18 @@ class Gated(Bench):
     def bring_back(self) -> None:
         """Have every attempt succeed."""
         (self.folder / "traces" / "down").unlink()
+
+    def wait_for(self, condition: Any, what: str, patience: timedelta = SOON) -> None:
+        """Wait for something that the bodies left behind, or the broker shows."""
+        wait_until(
+            condition,
+            patience,
+            what,
+            why_not=lambda: (
+                f"{len(self.paid())} paid, {self.failures()} failed, {self.states()}, "
+                f"{ {queue: self.depth(queue) for queue in QUEUES} }\n{self.log()[-3000:]}"
+            ),
+        )
 
     def traces(self, what: str) -> list[dict[str, Any]]:
         """Return what the bodies left behind."""

@@ -114,6 +114,14 @@ def fails(self: Any, label: str) -> None:
     raise RuntimeError(f"{label} failed at attempt {self.attempt}")
 
 
+@task(name="t.lost_then_permanent")
+def lost_then_permanent(self: Any, label: str) -> None:
+    """Take the worker along the first time, and fail for good the second."""
+    if note(label) == 1:
+        go_wrong("kill-parent")
+    raise Permanent(f"{label} can never succeed")
+
+
 @task(name="t.permanent", retry=TWICE)
 def permanent(self: Any, label: str) -> None:
     """Fail in a way that no retry mends."""

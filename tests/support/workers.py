@@ -63,11 +63,9 @@ class Bench:
     def start(self, *arguments: str, wait: bool = True, module: str | None = None) -> subprocess.Popen[bytes]:
         """Start a worker of the bench's module, or another; returns when it consumes."""
         log = self.folder / f"worker-{len(self.workers)}.log"
-        command = [sys.executable, "-m", "celery", "-A", f"{module or self.module}:app", "worker"]
-        flags = ["--loglevel=INFO", "--concurrency=2", f"--hostname=w{len(self.workers)}@%h"]
         with log.open("wb") as out:
             worker = subprocess.Popen(
-                [*command, *flags, "--without-gossip", "--without-mingle", *arguments],
+                [*self.command(f"w{len(self.workers)}", module), "--concurrency=2", *arguments],
                 env=self.environment,
                 cwd=ROOT,
                 stdout=out,
@@ -81,6 +79,11 @@ class Bench:
                 lambda: " ready." in log.read_text(), SOON, "the worker is ready", why_not=log.read_text
             )
         return worker
+
+    def command(self, name: str, module: str | None = None) -> list[str]:
+        """Return the command line of a worker of that name."""
+        command = [sys.executable, "-m", "celery", "-A", f"{module or self.module}:app", "worker"]
+        return [*command, "--loglevel=INFO", f"--hostname={name}@%h", "--without-gossip", "--without-mingle"]
 
     def log(self, number: int = 0) -> str:
         """Return what a worker has said."""
@@ -146,6 +149,18 @@ class Bench:
             message = amqp.Message(body, application_headers=dict(headers), delivery_mode=2, **properties)
             channel.basic_publish(message, "t", "t.work")
             channel.wait(amqp.spec.Basic.Ack, timeout=10)
+
+    def tear(self, task_id: str) -> None:
+        """Cut off the end of the body of a message that waits in the work queue."""
+        with self.channel() as channel:
+            while (message := channel.basic_get("t.work")) is not None:
+                headers = message.properties["application_headers"]
+                if headers["id"] == task_id:
+                    channel.basic_ack(message.delivery_tag)
+                    kept = {name: message.properties[name] for name in ("content_type", "content_encoding")}
+                    self.publish_raw(message.body[:-5], headers, **kept)
+                    return
+        raise AssertionError(f"{task_id} is not in the queue")
 
     @contextmanager
     def channel(self) -> Iterator[Any]:

@@ -57,6 +57,20 @@ def test_failures_on_both_sides_of_a_boundary_count_together() -> None:
     assert not after((100, 0, 2), (111, 0, 2)).flows
 
 
+def test_an_outage_opens_it_however_much_went_well_before() -> None:
+    """So many failures with no success between them are enough: a busy window would hide an outage."""
+    busy = ((100, 500, 0), (101, 0, 2))
+    assert after(*busy, (102, 0, 1)).flows
+    circuit = after(*busy, (102, 0, 2))
+    assert (circuit.state, circuit.reason) == (CircuitState.OPEN, "the last 4 attempts failed")
+
+
+@pytest.mark.parametrize("between", [(102, 1, 0), (102, 1, 3), (123, 0, 1)])
+def test_a_success_or_a_window_between_them_ends_a_run_of_failures(between: tuple[float, int, int]) -> None:
+    """Of attempts that were counted together nobody knows which came last: then there was a success."""
+    assert after((100, 500, 0), (101, 0, 2), between, (between[0] + 1, 0, 2)).flows
+
+
 def test_what_ends_while_it_is_open_tells_nothing() -> None:
     """Deliveries that began before it opened neither close it nor lengthen the pause."""
     assert counted(OPEN, BANK, ok=50, failed=0, now=1) == OPEN
@@ -110,7 +124,8 @@ def test_it_never_opens_below_its_share(ends: list[tuple[float, int, int]]) -> N
         circuit = counted(circuit, BANK, ok=ok, failed=failed, now=now)
         if not circuit.flows:
             bad = before.failed + before.failed_before
-            assert bad >= BANK.failures * BANK.at_least
+            is_share = bad >= BANK.failures * BANK.at_least
+            assert is_share or circuit.reason == "the last 4 attempts failed"
             assert failed > 0
             return
 

@@ -41,7 +41,7 @@ def app(told: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch) -> Iterato
         told.append((f"errback: {exc}", request.id))
 
     def part(request: Any, state: str, result: Any, **_: Any) -> None:
-        told.append((f"chord {request.chord['task']}: {state}", request.id))
+        told.append((f"chord {(request.chord or {}).get('task')}: {state}", request.id))
 
     monkeypatch.setattr(app.backend, "on_chord_part_return", part)
     yield app
@@ -56,6 +56,11 @@ def message(embed: Any, **headers: Any) -> Message:
         content_encoding="utf-8",
         headers={**HEADERS, **headers},
     )
+
+
+def unreadable(headers: dict[str, Any]) -> Message:
+    """Return a delivery whose headers can be read and whose body cannot."""
+    return Message(body=b"\x00{", content_type="application/json", headers=headers)
 
 
 WAITING = {
@@ -73,12 +78,31 @@ def test_a_letter_tells_result_errback_and_chord(app: Celery, told: list[tuple[s
 
 
 def test_a_body_that_cannot_be_read_still_has_a_result(app: Celery, told: list[tuple[str, str]]) -> None:
-    """Who asks for the task id is told; of chord and errbacks nobody can know."""
-    tell_failed(
-        app, Message(body=b"\x00{", content_type="application/json", headers=HEADERS), "undecodable", "?"
-    )
+    """Who asks for the task id is told; errbacks nobody can know."""
+    tell_failed(app, unreadable(HEADERS), "undecodable", "?")
     assert AsyncResult("m", app=app).state == states.FAILURE
-    assert told == []
+
+
+def test_a_member_that_cannot_be_read_is_counted_by_its_group(
+    app: Celery, told: list[tuple[str, str]]
+) -> None:
+    """Its headers name its group, so that the member that ends last tells the chord; alone it has none."""
+    tell_failed(app, unreadable(HEADERS), "undecodable", "?")
+    tell_failed(app, unreadable({**HEADERS, "group": None}), "undecodable", "?")
+    assert told == [("chord None: FAILURE", "m")]
+
+
+def test_a_chord_that_nobody_knows_is_logged(
+    app: Celery, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A member that cannot be read and ends last cannot tell whose it was."""
+
+    def unknown(*_: Any, **__: Any) -> None:
+        raise AttributeError("task")
+
+    monkeypatch.setattr(app.backend, "on_chord_part_return", unknown)
+    tell_failed(app, unreadable(HEADERS), "undecodable", "?")
+    assert "shop.gone[m]: the chord of its group could not be told" in caplog.text
 
 
 @pytest.mark.parametrize("headers", [None, {}, {"id": "nobody's"}, {"task": 5, "id": "nobody's"}])

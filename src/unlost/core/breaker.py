@@ -39,7 +39,7 @@ class Breaker:
     Args:
         name: Of the dependency, the same in all workers.
         failures: The share of attempts that must fail, above 0, at most 1.
-        at_least: So many attempts in the window before any judgement.
+        at_least: So many attempts in the window before any judgement; so many failures in a row are enough.
         window: Over how long attempts are counted.
         pause: How long nothing is tried; then one message is, and after each failure again.
         probe_patience: After so long without an answer another worker may probe: the first may be dead.
@@ -92,6 +92,7 @@ class Circuit:
         failed: Attempts that failed in the present half.
         ok_before: Of the half before.
         failed_before: Of the half before.
+        streak: Attempts that failed since the last that succeeded, no longer ago than the window.
         prober: Who probes.
         reason: Why it is open or held, for people.
         trips: How often it has opened.
@@ -105,6 +106,7 @@ class Circuit:
     failed: int = 0
     ok_before: int = 0
     failed_before: int = 0
+    streak: int = 0
     prober: str | None = None
     reason: str = ""
     trips: int = 0
@@ -118,17 +120,24 @@ class Circuit:
 def counted(circuit: Circuit, breaker: Breaker, *, ok: int, failed: int, now: float) -> Circuit:
     """Return the circuit after attempts ended; too many failures open it.
 
+    Too many are the breaker's share of the window, and ``at_least`` in a row: after a busy half minute an
+    outage would be half of the window only when as many attempts have failed as went well before.
+
     What began before it opened says nothing new: unless it is closed, nothing is counted.
     """
     if not circuit.flows:
         return circuit
     half = _rotated(circuit, breaker.window.total_seconds() / 2, now)
-    half = replace(half, ok=half.ok + ok, failed=half.failed + failed)
+    # Of attempts that are counted together nobody knows which ended last: a success counts as the last.
+    streak = 0 if ok else half.streak + failed
+    half = replace(half, ok=half.ok + ok, failed=half.failed + failed, streak=streak)
     bad = half.failed + half.failed_before
     tried = bad + half.ok + half.ok_before
-    if not failed or tried < breaker.at_least or bad < breaker.failures * tried:
-        return half
-    return _opened(half, breaker, f"{bad} of {tried} attempts failed", now)
+    if failed and streak >= breaker.at_least:
+        return _opened(half, breaker, f"the last {streak} attempts failed", now)
+    if failed and tried >= breaker.at_least and bad >= breaker.failures * tried:
+        return _opened(half, breaker, f"{bad} of {tried} attempts failed", now)
+    return half
 
 
 def _rotated(circuit: Circuit, half: float, now: float) -> Circuit:
@@ -144,6 +153,7 @@ def _rotated(circuit: Circuit, half: float, now: float) -> Circuit:
         failed=0,
         ok_before=circuit.ok if recent else 0,
         failed_before=circuit.failed if recent else 0,
+        streak=circuit.streak if recent else 0,
     )
 
 

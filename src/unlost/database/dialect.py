@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any, ClassVar
 
@@ -13,6 +13,8 @@ from sqlalchemy.dialects import mysql
 from sqlalchemy.engine import URL
 from sqlalchemy.sql.dml import Insert
 from sqlalchemy.types import TypeDecorator, TypeEngine
+
+from unlost.database.foreign import Transaction
 
 #: How long a statement waits for a lock before it gives up.
 LOCK_PATIENCE = timedelta(seconds=30)
@@ -96,8 +98,16 @@ class DatabaseDialect(ABC):
         """
         return nullcontext()
 
-    def limit_idle(self, connection: Connection, idle: timedelta) -> None:  # noqa: B027 - not all can
-        """Have the server end this transaction if it sits idle for so long."""
+    def limit_idle(self, connection: Connection | Transaction, idle: timedelta) -> None:  # noqa: B027
+        """Have the server end this transaction if it sits idle for so long, where there is a server."""
+
+    @contextmanager
+    def visiting(self, raw: Any) -> Iterator[None]:  # noqa: ARG002
+        """Prepare a driver's connection that another library has opened for our statements.
+
+        After the block it is as it was.
+        """
+        yield
 
 
 def changed(table: Table, values: Mapping[str, Any], change: Iterable[str] | None) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -35,7 +36,15 @@ def translated() -> Iterator[None]:
 
 def is_contention(exc: DBAPIError) -> bool:
     """Whether another transaction was in the way: a lock, a deadlock, a conflict of versions."""
-    return getattr(exc.orig, "sqlstate", None) in _SQLSTATES or _number(exc) in _NUMBERS
+    return says_contention(exc.orig)
+
+
+def says_contention(error: BaseException | None) -> bool:
+    """Whether a driver's error says that another transaction was in the way."""
+    if getattr(error, "sqlstate", None) in _SQLSTATES or _number(error) in _NUMBERS:
+        return True
+    # Extended codes have the primary one in their low byte (https://www.sqlite.org/rescode.html).
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
 
 
 def is_passing(exc: DBAPIError) -> bool:
@@ -43,6 +52,6 @@ def is_passing(exc: DBAPIError) -> bool:
     return bool(exc.connection_invalidated) or is_contention(exc)
 
 
-def _number(exc: DBAPIError) -> int | None:
-    arguments = getattr(exc.orig, "args", ())
+def _number(error: BaseException | None) -> int | None:
+    arguments = getattr(error, "args", ())
     return arguments[0] if arguments and isinstance(arguments[0], int) else None

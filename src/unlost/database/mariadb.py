@@ -7,6 +7,7 @@ would come twice when summer ends.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from sqlalchemy import (
     func,
     literal_column,
     select,
+    text,
 )
 from sqlalchemy.dialects.mysql import insert
 from sqlalchemy.engine import URL
@@ -31,7 +33,10 @@ from sqlalchemy.sql.dml import Insert
 
 from unlost.database import dialect
 from unlost.database.dialect import DatabaseDialect, Seconds, changed
+from unlost.database.foreign import Transaction
 from unlost.errors import StoreUnavailable
+
+logger = logging.getLogger(__name__)
 
 _LIMITED = "unlost_idle_limited"
 
@@ -101,15 +106,31 @@ class MariaDB(DatabaseDialect):
         finally:
             connection.execute(select(func.release_lock(name)))
 
-    def limit_idle(self, connection: Connection, idle: timedelta) -> None:
-        """Set ``idle_transaction_timeout``, in whole seconds, until the session's next transaction."""
+    def limit_idle(self, connection: Connection | Transaction, idle: timedelta) -> None:
+        """Set ``idle_transaction_timeout``, in whole seconds, for the session's transaction or visit."""
         _set_idle(connection, idle)
-        connection.info[_LIMITED] = True
+        if isinstance(connection, Connection):
+            connection.info[_LIMITED] = True
+
+    @contextmanager
+    def visiting(self, raw: Any) -> Iterator[None]:
+        """Set ``idle_transaction_timeout`` back in the end; a session that broke has taken it along."""
+        with raw.cursor() as cursor:
+            cursor.execute("SELECT @@SESSION.idle_transaction_timeout")
+            ((before,),) = cursor.fetchall()
+        try:
+            yield
+        finally:
+            try:
+                with raw.cursor() as cursor:
+                    cursor.execute(f"SET SESSION idle_transaction_timeout = {before}")
+            except Exception as exc:  # noqa: BLE001 - of a driver that is not ours to choose
+                logger.debug("idle_transaction_timeout was not set back: %s", exc)
 
 
-def _set_idle(connection: Connection, idle: timedelta) -> None:
+def _set_idle(connection: Connection | Transaction, idle: timedelta) -> None:
     seconds = max(1, math.ceil(idle.total_seconds()))
-    connection.exec_driver_sql(f"SET SESSION idle_transaction_timeout = {seconds}")
+    connection.execute(text(f"SET SESSION idle_transaction_timeout = {seconds}"))
 
 
 def _restore_idle(connection: Connection) -> None:

@@ -32,6 +32,7 @@ from sqlalchemy.sql.dml import Insert
 
 from unlost.database import dialect
 from unlost.database.dialect import DatabaseDialect, Seconds, changed
+from unlost.database.foreign import Transaction
 
 
 class PostgreSQL(DatabaseDialect):
@@ -80,7 +81,7 @@ class PostgreSQL(DatabaseDialect):
         connection.execute(select(func.pg_advisory_xact_lock(zlib.crc32(name.encode()))))
         yield
 
-    def limit_idle(self, connection: Connection, idle: timedelta) -> None:
+    def limit_idle(self, connection: Connection | Transaction, idle: timedelta) -> None:
         """Set ``idle_in_transaction_session_timeout`` for the rest of the transaction."""
         name, value = "idle_in_transaction_session_timeout", f"{_milliseconds(idle)}"
         connection.execute(select(func.set_config(name, value, True)))

@@ -12,7 +12,7 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from sqlalchemy import BigInteger, ColumnElement, Connection, Engine, Table, create_engine, event, func
@@ -64,6 +64,19 @@ class SQLite(DatabaseDialect):
         yield
 
     @contextmanager
+    def visiting(self, raw: Any) -> Iterator[None]:
+        """Give it our clocks, and let it sync what it commits: the broker forgets the message then."""
+        _add_clocks(raw)
+        ((before,),) = raw.execute("PRAGMA synchronous").fetchall()
+        raw.execute("PRAGMA synchronous=FULL")
+        try:
+            yield
+        finally:
+            # One that was closed meanwhile has taken it along.
+            with suppress(sqlite3.ProgrammingError):
+                raw.execute(f"PRAGMA synchronous={before}")
+
+    @contextmanager
     def relaxed(self, connection: Connection) -> Iterator[None]:
         """Commit into the log without syncing it; the next commit outside syncs what came before it too."""
         raw = connection.connection
@@ -77,9 +90,7 @@ class SQLite(DatabaseDialect):
 def _configure(connection: Any, _record: Any) -> None:
     # We begin transactions ourselves (below); sqlite3 must not begin them for us.
     connection.isolation_level = None
-    # Looked up at each call, so that a test can turn the hands.
-    connection.create_function("unlost_boot_time", 0, lambda: boot_time())  # noqa: PLW0108
-    connection.create_function("unlost_wall_ms", 0, lambda: int(time.time() * 1000))
+    _add_clocks(connection)
     # Several first openers of a new file: SQLite refuses all but one at once, without its patience.
     Retrying(
         retry=retry_if_exception_type(sqlite3.OperationalError),
@@ -88,6 +99,12 @@ def _configure(connection: Any, _record: Any) -> None:
         reraise=True,
     )(connection.execute, "PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=FULL")
+
+
+def _add_clocks(connection: Any) -> None:
+    # Looked up at each call, so that a test can turn the hands.
+    connection.create_function("unlost_boot_time", 0, lambda: boot_time())  # noqa: PLW0108
+    connection.create_function("unlost_wall_ms", 0, lambda: int(time.time() * 1000))
 
 
 def _begin(connection: Connection) -> None:

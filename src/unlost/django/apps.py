@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from django.apps import AppConfig
 
 
@@ -12,3 +14,9 @@ class UnlostConfig(AppConfig):
     label = "unlost"
     verbose_name = "unlost"
     default_auto_field = "django.db.models.BigAutoField"
+
+    def ready(self) -> None:
+        """Keep SQLite's locks from being inherited by the worker's children."""
+        from unlost.django.unit import close_sqlite
+
+        os.register_at_fork(before=close_sqlite)

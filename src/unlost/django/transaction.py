@@ -6,7 +6,7 @@ transaction, and Django's hooks (query logging, ``execute_wrapper``) see them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from django.db import DatabaseError, connections
@@ -14,8 +14,9 @@ from sqlalchemy import Dialect, Executable
 from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.sql.compiler import SQLCompiler
 
+from unlost.database.foreign import Found, Parameters, Transaction
 from unlost.errors import ConfigurationError
-from unlost.outbox.writer import Transaction, is_missing
+from unlost.outbox.writer import is_missing
 
 #: Django's cursors take ``%s`` whatever the database.
 _PLACEHOLDERS = "format"
@@ -53,21 +54,22 @@ class DjangoTransaction(Transaction):
         """Return SQLAlchemy's dialect of the database."""
         return self._dialect
 
-    def execute(self, statement: Executable, rows: Sequence[Mapping[str, Any]] = ()) -> list[Any]:
-        """Execute a statement, once for each row if there are any; return what the last one found.
+    def execute(self, statement: Executable, parameters: Parameters = ()) -> Found:
+        """Execute a statement, once for each row of parameters; return what the last run found.
 
         Raises:
             ConfigurationError: It needs a table that is not there.
             django.db.DatabaseError: The database refuses it.
         """
-        compiled = _compile(statement, self._dialect, rows)
-        found: list[Any] = []
+        rows = [parameters] if isinstance(parameters, Mapping) else list(parameters) or [{}]
+        compiled = _compile(statement, self._dialect, rows[0])
+        found = Found((), 0)
         with self._connection.cursor() as cursor:
             try:
-                for row in rows or ({},):
+                for row in rows:
                     values = compiled.construct_params(dict(row))
                     cursor.execute(str(compiled), [values[name] for name in compiled.positiontup or ()])
-                    found = cursor.fetchall() if cursor.description else []
+                    found = Found(cursor.fetchall() if cursor.description else (), cursor.rowcount)
             except DatabaseError as exc:
                 if not is_missing(exc.__cause__):
                     raise
@@ -94,7 +96,7 @@ def dialect_of(alias: str) -> Dialect:
     return made
 
 
-def _compile(statement: Any, dialect: Dialect, rows: Sequence[Mapping[str, Any]]) -> SQLCompiler:
-    names = {"column_keys": list(rows[0])} if rows else {}
+def _compile(statement: Any, dialect: Dialect, row: Mapping[str, Any]) -> SQLCompiler:
+    names = {"column_keys": list(row)} if row else {}
     compiled: SQLCompiler = statement.compile(dialect=dialect, **names)
     return compiled

@@ -16,6 +16,7 @@ from datetime import timedelta
 from typing import Any, TypeGuard
 
 from sqlalchemy import Connection, event, select
+from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm import Session, scoped_session
 
@@ -23,10 +24,11 @@ from unlost.core import settlement
 from unlost.core.headers import Failure
 from unlost.core.ids import Generation, MessageId
 from unlost.core.keys import Claim
-from unlost.core.ports import Ledger
+from unlost.core.ports import Ledger, Work
 from unlost.core.settlement import Admission, Delivery, Held, Limits, Resend, Row, Run, State
 from unlost.database.database import Database
 from unlost.database.errors import is_contention, is_passing, translated
+from unlost.database.foreign import ForeignDatabase, Transaction
 from unlost.database.migrations import migrate
 from unlost.errors import ConfigurationError, LeaseLost, StoreError, StoreUnavailable
 from unlost.idempotency.holder import is_gone, is_of_another_boot
@@ -159,7 +161,7 @@ class SqlStore:
 
     def _complete(
         self,
-        connection: Connection,
+        connection: Connection | Transaction,
         message: MessageId,
         row: Row,
         result: str | None,
@@ -169,7 +171,9 @@ class SqlStore:
         ours = {"key": str(message), "held_token": row.token}
         return connection.execute(self._sql.complete, {**ours, **values}).rowcount == 1
 
-    def _complete_claim(self, connection: Connection, claim: Claim | None, result: str | None) -> None:
+    def _complete_claim(
+        self, connection: Connection | Transaction, claim: Claim | None, result: str | None
+    ) -> None:
         if claim is not None and not self._complete(connection, claim.key, claim.row, claim.seal(result)):
             raise _lost(claim.key, claim.row)
 
@@ -264,8 +268,8 @@ class SqlStore:
         row: Row,
         encode: Callable[[Any], str | None],
         claim: Claim | None = None,
-        within: Session | scoped_session[Session] | Connection | None = None,
-    ) -> Iterator[SqlWork]:
+        within: Session | scoped_session[Session] | Connection | ForeignDatabase | None = None,
+    ) -> Iterator[Work]:
         """Open a transaction for business rows; on exit the done record is written and all commits.
 
         Every other writer of a SQLite file waits meanwhile, the renewal of leases too: keep it shorter
@@ -278,7 +282,8 @@ class SqlStore:
             encode: Makes the text that is recorded of the result.
             claim: The key, done together with the message.
             within: The caller's own session or connection, on the same database (on SQLite of the store's own
-                engine): the transaction is its, with all that it has done in it so far. It stays open.
+                engine): the transaction is its, with all that it has done in it so far. It stays open. Or
+                the same database through another library, which begins the transaction.
 
         Raises:
             ConfigurationError: ``within`` is on another database.
@@ -286,6 +291,10 @@ class SqlStore:
             StoreUnavailable: The database went away, and nothing was committed, or cannot tell.
             StoreError: The body ended the transaction itself; it is not marked done without its rows.
         """
+        if isinstance(within, ForeignDatabase):
+            with self.database.in_use(), self._abroad(message, row, encode, claim, within) as abroad:
+                yield abroad
+            return
         with self.database.in_use(), self._opened(within) as (connection, session, transaction):
             work = SqlWork(connection, session)
             # A session of ours joins our transaction, and cannot commit it.
@@ -311,6 +320,34 @@ class SqlStore:
                 self._resolve_commit(message, row, exc)
 
     @contextmanager
+    def _abroad(
+        self,
+        message: MessageId,
+        row: Row,
+        encode: Callable[[Any], str | None],
+        claim: Claim | None,
+        within: ForeignDatabase,
+    ) -> Iterator[ForeignWork]:
+        """Do a unit of work in a transaction of another library."""
+        self._refuse_another_place(within.url)
+        dialect = self.database.dialect
+        try:
+            with within.transaction(dialect.visiting) as transaction:
+                if dialect.single_host:
+                    # A reader could not become a writer any more once others have written.
+                    transaction.execute(self._sql.become_writer)
+                work = ForeignWork(transaction)
+                yield work
+                result = encode(work.result)
+                within.conclude()
+                dialect.limit_idle(transaction, self._stall)
+                if not self._complete(transaction, message, row, result):
+                    raise _lost(message, row)
+                self._complete_claim(transaction, claim, result)
+        except StoreUnavailable as exc:
+            self._resolve_commit(message, row, exc)
+
+    @contextmanager
     def _opened(
         self, within: Session | scoped_session[Session] | Connection | None
     ) -> Iterator[tuple[Connection, Session, Any]]:
@@ -334,7 +371,6 @@ class SqlStore:
 
     def _refuse_elsewhere(self, connection: Connection) -> None:
         """Refuse a connection to another database: rows there would not commit with the done record."""
-        theirs, ours = connection.engine.url, self.database.url
         if connection.engine is self.engine:
             return
         if self.database.dialect.single_host:
@@ -342,12 +378,17 @@ class SqlStore:
                 "unit_of_work(): on SQLite the session must have the store's own engine, for a fork beside "
                 "another one breaks its locks: use unlost.install(...).engine"
             )
+        self._refuse_another_place(connection.engine.url)
+
+    def _refuse_another_place(self, theirs: URL) -> None:
+        ours = self.database.url
         places = [(url.get_backend_name(), url.host, url.port, url.database) for url in (theirs, ours)]
         if places[0] != places[1]:
             raise ConfigurationError(
-                f"unit_of_work(): the session is on {theirs.render_as_string(hide_password=True)} and the "
+                f"unit_of_work(): the transaction is on {theirs.render_as_string(hide_password=True)}, the "
                 f"store on {ours.render_as_string(hide_password=True)}: one transaction needs one database, "
-                "so give the session the engine of unlost.install(...).engine"
+                "so give a session the engine of unlost.install(...).engine; where it is Django's, give "
+                "install(...) the store_url() of unlost.django.database"
             )
 
     def _connected(self) -> Connection:
@@ -423,6 +464,26 @@ class SqlWork:
         self.connection = connection
         self.session = session
         self.result: Any = None
+
+
+class ForeignWork:
+    """The open transaction of :meth:`SqlStore.unit_of_work`, where another library has opened it."""
+
+    def __init__(self, connection: Transaction) -> None:
+        self.connection = connection
+        self.result: Any = None
+
+    @property
+    def session(self) -> Any:
+        """Refuse.
+
+        Raises:
+            ConfigurationError: The transaction is no session's.
+        """
+        raise ConfigurationError(
+            "work.session: this unit of work is in a transaction of another library: write rows through that "
+            "(Django's ORM), or through work.connection"
+        )
 
 
 class UnguardedStore(SqlStore):

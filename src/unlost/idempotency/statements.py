@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import bindparam, delete, exists, func, insert, literal, select, update
+from sqlalchemy import bindparam, delete, exists, false, func, insert, literal, select, update
 
 from unlost.core.settlement import ENDED, State
 from unlost.core.uniqueness import PREFIX
@@ -64,6 +64,8 @@ class Statements:
                 updated_ms=wall,
             )
         )
+        #: Changes nothing, but whoever runs it first in a transaction is SQLite's one writer from there on.
+        self.become_writer = delete(messages).where(false())
         self.mark_sent = (
             update(messages).where(_KEY, messages.c.decision == bindparam("of_decision")).values(sent=1)
         )

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Dialect, Executable, func, insert, select
+from sqlalchemy import Connection, func, insert, select
 from sqlalchemy.dialects.mysql import insert as mysql_insert
 from sqlalchemy.exc import DBAPIError, OperationalError, ProgrammingError, SQLAlchemyError
 from sqlalchemy.orm import Session, scoped_session
 
 from unlost.core.message import Outgoing
+from unlost.database.foreign import Transaction
 from unlost.errors import ConfigurationError
 from unlost.outbox.schema import keys, now_ms, outbox, to_columns
 
@@ -19,26 +19,6 @@ from unlost.outbox.schema import keys, now_ms, outbox, to_columns
 CHANNEL = "unlost_outbox"
 
 MAX_KEY_BYTES = 255
-
-
-class Transaction(ABC):
-    """A transaction that another library than SQLAlchemy has opened, as far as messages need it.
-
-    What SQLAlchemy's ``Connection`` is to a writer: something of a dialect that executes statements.
-    """
-
-    @property
-    @abstractmethod
-    def dialect(self) -> Dialect:
-        """Return SQLAlchemy's dialect of the database."""
-
-    @abstractmethod
-    def execute(self, statement: Executable, rows: Sequence[Mapping[str, Any]] = ()) -> Any:
-        """Execute a statement in the transaction, once for each row if there are any.
-
-        Raises:
-            ConfigurationError: It needs a table that is not there.
-        """
 
 
 def write(

@@ -13,7 +13,6 @@ from unlost.core.keys import Claim
 from unlost.core.message import Outgoing
 from unlost.core.ports import Ledger
 from unlost.core.settlement import Admission, Row
-from unlost.errors import ClaimLost
 
 #: Properties of a delivery that its copies do not have. The expiration would cut delays short and let the
 #: broker drop the message; the broker refuses a ``user_id`` that is not the publisher's (406).
@@ -23,6 +22,13 @@ NOT_OURS_TO_REPEAT = frozenset({"application_headers", "expiration", "user_id"})
 @dataclass(frozen=True, slots=True)
 class NotYet:
     """The delivery is not due: the ledger was not asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class NotAdmitted:
+    """The ledger could not say what the delivery may do, for a reason that is not that it is down."""
+
+    error: Exception
 
 
 @dataclass(kw_only=True)
@@ -36,14 +42,14 @@ class Attempt:
     raised what would have ended the process. ``in_process`` counts the attempts that the body made beyond its
     first. ``claim`` is the key that it holds, and ``journalled`` says that it began a step. ``dispatched``
     counts up to ``successors`` as links and the next task of a chain are confirmed, and ``dispatching`` says
-    that one is under way. ``lost`` says why the payload that the delivery refers to cannot be had.
+    that one is under way. ``lost`` is why the payload that the delivery refers to was not had.
     ``speaks_against`` what the task depends on, if the body raised what its breaker counts. ``request`` is
     what Celery's tracer is given.
     """
 
     message: MessageId
     ledger: Ledger
-    admission: Admission | NotYet
+    admission: Admission | NotYet | NotAdmitted
     row: Row
     queue: str
     headers: Mapping[str, Any]
@@ -63,7 +69,7 @@ class Attempt:
     fenced: bool = False
     decided: Row | None = None
     result: Any = None
-    lost: ClaimLost | None = None
+    lost: Exception | None = None
     speaks_against: bool = False
     expired: bool = False
     claim: Claim | None = None

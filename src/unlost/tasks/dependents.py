@@ -38,10 +38,14 @@ def tell_failed(app: Celery, message: Any, reason: str, text: str) -> None:
     headers = message.headers if isinstance(message.headers, Mapping) else {}
     if not isinstance(headers.get("id"), str) or not isinstance(headers.get("task"), str):
         return
-    args, kwargs, embed = _payload_of(message)
+    payload = _payload_of(message)
+    args, kwargs, embed = payload or ((), {}, {})
     # Celery asks the delivery whether it was eager, before it sends errbacks.
-    request = {**headers, **(embed or {}), "args": args, "kwargs": kwargs, "delivery_info": {}}
-    _tell(app, Context(request), DeadLettered(f"{reason}: {text}"), states.FAILURE)
+    given = {**headers, **(embed or {}), "args": args, "kwargs": kwargs, "delivery_info": {}}
+    request, why = Context(given), DeadLettered(f"{reason}: {text}")
+    _tell(app, request, why, states.FAILURE)
+    if payload is None and request.group:
+        _tell_group(app, request, why)
 
 
 def tell_ended(app: Celery, request: Mapping[str, Any], why: Exception) -> None:
@@ -51,10 +55,8 @@ def tell_ended(app: Celery, request: Mapping[str, Any], why: Exception) -> None:
 
 
 def _tell(app: Celery, request: Context, exc: Exception, state: str) -> None:
-    task = app.tasks.get(request.task)
-    backend = app.backend if task is None else task.backend
     try:
-        backend.mark_as_failure(
+        _backend_of(app, request).mark_as_failure(
             request.id,
             exc,
             request=request,
@@ -68,12 +70,30 @@ def _tell(app: Celery, request: Context, exc: Exception, state: str) -> None:
         logger.exception("%s[%s]: those who wait for it could not be told", request.task, request.id)
 
 
+def _tell_group(app: Celery, request: Context, exc: Exception) -> None:
+    """Count a failed member of which only the headers can be read, and thus not what its chord is.
+
+    Every other member's body names the chord: the one that ends last tells it. Backends that look at the
+    members' results have found this one's.
+    """
+    try:
+        _backend_of(app, request).on_chord_part_return(request, states.FAILURE, exc)
+    except Exception:
+        # As above; and what the backend raises when this member is the last itself.
+        logger.exception("%s[%s]: the chord of its group could not be told", request.task, request.id)
+
+
+def _backend_of(app: Celery, request: Context) -> Any:
+    task = app.tasks.get(request.task)
+    return app.backend if task is None else task.backend
+
+
 def _payload_of(message: Any) -> Any:
-    """Return what a delivery's body says, or an empty payload: it may be why there is a letter at all."""
+    """Return what a delivery's body says, or ``None``: it may be why there is a letter at all."""
     accepted = {"application/json"}
     try:
         payload = loads(message.body, message.content_type, message.content_encoding, accept=accepted)
     except (KombuError, LookupError, TypeError, ValueError, RecursionError) as exc:
         logger.info("the body of a dead letter cannot be read: %s", exc)
-        return (), {}, {}
-    return payload if problem_of_body(payload) is None else ((), {}, {})
+        return None
+    return payload if problem_of_body(payload) is None else None

@@ -418,8 +418,13 @@ class ReliableTask(Task):
                 attempt.working = False
             work.result = ours.result
             runtime.points.reach(Point.COMMITTING, attempt.message)
+        self._committed()
+
+    def _committed(self) -> None:
+        """Note that the unit of work has committed: nothing that follows undoes it."""
+        attempt = self._running("unit_of_work()")
         attempt.completed = True
-        runtime.points.reach(Point.COMMITTED, attempt.message)
+        self._runtime.points.reach(Point.COMMITTED, attempt.message)
 
     if not TYPE_CHECKING:
 

@@ -25,8 +25,9 @@ from unlost.core.clock import from_epoch_ms
 from unlost.core.headers import Failure
 from unlost.core.ids import amqp_message_id
 from unlost.core.message import Outgoing
+from unlost.core.parking import next_park
 from unlost.core.ports import Ledger
-from unlost.core.retry import GiveUp
+from unlost.core.retry import GiveUp, TryAgain
 from unlost.core.settlement import (
     Admission,
     AlreadyDone,
@@ -45,8 +46,8 @@ from unlost.idempotency.memory import Unrecorded
 from unlost.idempotency.none import NoStore
 from unlost.observe.context import task_context
 from unlost.tasks.amqp import due_of, has_waited, route
-from unlost.tasks.attempt import Attempt, NotYet, origin_of, outgoing
-from unlost.tasks.body import decide, verdict_of
+from unlost.tasks.attempt import Attempt, NotAdmitted, NotYet, origin_of, outgoing
+from unlost.tasks.body import decide, failure_of, verdict_of
 from unlost.tasks.claims import redeem
 from unlost.tasks.crashpoints import Point
 from unlost.tasks.dependents import tell_ended
@@ -64,6 +65,9 @@ SETTLED = "unlost_settled"
 #: Attribute on the ExceptionInfo: the message was past its expiry and is dropped, as its task says.
 EXPIRED = "unlost_expired"
 
+#: Reason of the letter of a message of which the ledger could not say what it may do.
+NOT_ADMITTED = "not-admitted"
+
 #: A delivery that is earlier than this goes back to the delay path: a foreign ``eta``, a delay longer than
 #: the path. What has waited there in full is due, whatever this host's clock says: the broker has measured.
 EARLY = timedelta(seconds=1)
@@ -79,11 +83,12 @@ def wrap(task: ReliableTask, runtime: Runtime, trace: Tracer) -> Tracer:
 
     def settle(task_id: str, args: Any, kwargs: Any, request: dict[str, Any] | None = None) -> Any:
         request = request if request is not None else {}
-        lost: ClaimLost | None = None
+        lost: Exception | None = None
         if h.CLAIM in request and h.RAW_BODY in request:
             try:
                 args, kwargs = redeem(runtime, request)
-            except ClaimLost as exc:
+            except Exception as exc:  # noqa: BLE001 - of any file system
+                # Raised from here it would be given back, and come again and again without end.
                 lost = exc
         attempt = _arrive(task, runtime, request)
         if attempt is None:
@@ -113,13 +118,13 @@ def _arrive(task: ReliableTask, runtime: Runtime, request: dict[str, Any]) -> At
         budget_start_ms=h.budget_start_of(headers),
     )
     early = _is_early(runtime, headers, request)
-    ledger, admission = (runtime.ledger, NotYet()) if early else _acquire(task, runtime, delivery)
+    ledger, admission = (runtime.ledger, NotYet()) if early else _admit(task, runtime, delivery)
     row = Row(state=State.LEASED, generation=delivery.generation, token=0)
     return Attempt(
         message=delivery.message,
         ledger=ledger,
         admission=admission,
-        row=row if isinstance(admission, Held | NotYet) else admission.row,
+        row=row if isinstance(admission, Held | NotYet | NotAdmitted) else admission.row,
         queue=_queue_of(task, runtime, headers, request),
         headers=headers,
         properties=properties,
@@ -145,7 +150,18 @@ def _successors(request: dict[str, Any]) -> int:
     return groups + (len(links) > groups) + bool(request.get("chain"))
 
 
-def _acquire(task: ReliableTask, runtime: Runtime, delivery: Delivery) -> tuple[Ledger, Admission | NotYet]:
+def _admit(
+    task: ReliableTask, runtime: Runtime, delivery: Delivery
+) -> tuple[Ledger, Admission | NotAdmitted]:
+    """Acquire; what the store raises beside being down is kept, for an end that is counted."""
+    try:
+        return _acquire(task, runtime, delivery)
+    except Exception as exc:
+        logger.exception("%s: the ledger cannot say what it may do", delivery.message)
+        return runtime.ledger, NotAdmitted(exc)
+
+
+def _acquire(task: ReliableTask, runtime: Runtime, delivery: Delivery) -> tuple[Ledger, Admission]:
     """Acquire; while the store is down the delivery is held and nothing runs, unless the task is open."""
     settings = runtime.settings
     limits = Limits(settings.max_crashes, settings.max_lost)
@@ -179,6 +195,8 @@ def _settle(task: ReliableTask, runtime: Runtime, attempt: Attempt, trace: Calla
     admission = attempt.admission
     if isinstance(admission, NotYet):
         return _put_back(runtime, attempt, h.strip(attempt.headers), due_of(attempt.headers))
+    if isinstance(admission, NotAdmitted):
+        return _park(task, runtime, attempt, admission.error)
     if isinstance(admission, Held):
         return _hold(runtime, attempt, timedelta(seconds=admission.remaining))
     if isinstance(admission, Superseded):
@@ -192,8 +210,7 @@ def _settle(task: ReliableTask, runtime: Runtime, attempt: Attempt, trace: Calla
     if isinstance(admission, Run) and admission.is_takeover:
         return _spread(runtime, attempt)
     if attempt.lost is not None:
-        tell_ended(task.app, attempt.request, attempt.lost)
-        return _without_payload(runtime, attempt, attempt.lost)
+        return _without_payload(task, runtime, attempt, attempt.lost)
     token = runtime.attempt.set(attempt)
     try:
         traced = trace()
@@ -206,14 +223,21 @@ def _settle(task: ReliableTask, runtime: Runtime, attempt: Attempt, trace: Calla
     return _after_trace(task, runtime, attempt, traced)
 
 
-def _without_payload(runtime: Runtime, attempt: Attempt, lost: ClaimLost) -> Any:
-    """End an attempt whose payload is gone: a letter; once done, only its successors are missing."""
-    logger.error("%s: %s", attempt.message, lost)
+def _without_payload(task: ReliableTask, runtime: Runtime, attempt: Attempt, lost: Exception) -> Any:
+    """End an attempt without its payload; once done, only its successors are missing.
+
+    What is gone makes a letter; whatever else fetching it raised is for the task's retry policy.
+    """
+    logger.error("%s: its payload was not had", attempt.message, exc_info=lost)
     if isinstance(attempt.admission, AlreadyDone):
         return _hold(runtime, attempt, runtime.settings.hold)
+    is_gone = isinstance(lost, ClaimLost)
+    verdict = GiveUp("payload-lost") if is_gone else _verdict(task, runtime, attempt, lost)
+    if isinstance(verdict, GiveUp):
+        tell_ended(task.app, attempt.request, lost)
     if attempt.decided is None:
         try:
-            decide(runtime, attempt, lost, GiveUp("payload-lost"))
+            decide(runtime, attempt, lost, verdict)
         except LeaseLost:
             return _hold(runtime, attempt, runtime.settings.lease)
         except StoreError as why:
@@ -253,12 +277,16 @@ def _failed_outside_body(task: ReliableTask, runtime: Runtime, attempt: Attempt,
     exc = traced.info.retval if traced.info else None
     exc = exc if isinstance(exc, Exception) else RuntimeError(repr(exc))
     try:
-        decide(runtime, attempt, exc, verdict_of(task.retry_policy or runtime.retries, attempt, exc))
+        decide(runtime, attempt, exc, _verdict(task, runtime, attempt, exc))
     except LeaseLost:
         return _hold(runtime, attempt, runtime.settings.lease)
     except StoreError as why:
         return _given_back(f"nothing could be decided: {why}")
     return _publish_decision(runtime, attempt, traced)
+
+
+def _verdict(task: ReliableTask, runtime: Runtime, attempt: Attempt, exc: Exception) -> TryAgain | GiveUp:
+    return verdict_of(task.retry_policy or runtime.retries, attempt, exc)
 
 
 def _publish_decision(runtime: Runtime, attempt: Attempt, traced: Any) -> Any:
@@ -298,6 +326,29 @@ def _decision_message(runtime: Runtime, attempt: Attempt, decided: Row) -> Outgo
     changed[h.LOST] = decided.lost
     exchange = naming.dead_letter_exchange_of(runtime.topology.name)
     return outgoing(attempt, exchange, attempt.queue, changed, message_id)
+
+
+def _park(task: ReliableTask, runtime: Runtime, attempt: Attempt, error: Exception) -> Any:
+    """Send what the ledger cannot admit round the delay path; when its patience is over, make it a letter.
+
+    Nothing is decided, since nobody holds the message. It may be done: a letter sent back is then absorbed.
+    """
+    wait = next_park(h.parks_of(attempt.headers), runtime.settings.park)
+    if wait is not None:
+        due = datetime.now(UTC) + wait
+        return _put_back(runtime, attempt, h.parked(attempt.headers, attempt.queue, due), due)
+    generation = h.generation_of(attempt.headers)
+    named = {**attempt.headers, h.QUEUE: attempt.queue}
+    letter = h.letter(named, generation, failure_of(error, NOT_ADMITTED), attempt.origin)
+    exchange = naming.dead_letter_exchange_of(runtime.topology.name)
+    message_id = amqp_message_id(attempt.message, generation)
+    try:
+        _publish(runtime, outgoing(attempt, exchange, attempt.queue, letter, message_id))
+    except (BrokerError, ConfigurationError) as exc:
+        logger.exception("%s: its letter could not be published", attempt.message)
+        return _given_back(f"publish failed: {exc}")
+    tell_ended(task.app, attempt.request, error)
+    return _ignored(f"{attempt.message} is a letter: the ledger could not admit it")
 
 
 def _hold(runtime: Runtime, attempt: Attempt, remaining: timedelta) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Column, Connection, Integer, MetaData, String, Table
+from sqlalchemy import Column, Connection, Integer, MetaData, String, Table, inspect, text
 
 from unlost.database.dialect import Seconds, exact, long_text
 from unlost.database.migrations import Migration
@@ -24,6 +24,8 @@ circuits = Table(
     Column("failed", Integer, nullable=False),
     Column("ok_before", Integer, nullable=False),
     Column("failed_before", Integer, nullable=False),
+    # The default is for the release before, which does not write it.
+    Column("streak", Integer, nullable=False, server_default="0"),
     Column("prober", String(255)),
     Column("reason", long_text(), nullable=False),
     Column("trips", Integer, nullable=False),
@@ -52,4 +54,10 @@ def _create(connection: Connection) -> None:
     metadata.create_all(connection)
 
 
-MIGRATIONS = (Migration(1, _create),)
+def _add_streak(connection: Connection) -> None:
+    present = {column["name"] for column in inspect(connection).get_columns(circuits.name)}
+    if "streak" not in present:
+        connection.execute(text(f"ALTER TABLE {circuits.name} ADD COLUMN streak INTEGER DEFAULT 0 NOT NULL"))
+
+
+MIGRATIONS = (Migration(1, _create), Migration(2, _add_streak))

@@ -187,11 +187,11 @@ class Side(Bench):
         return "\n".join(self.log(number) for number in range(len(self.workers)))
 
     def work_off(self) -> None:
-        """Wait until a worker that does one thing at a time has settled what was queued before."""
+        """Wait until a worker that does one thing at a time has settled what was queued before, or died."""
         for number in range(2):
             marker = f"marker-{number}-{len(self.runs())}"
             self.send_raw("t.effect", marker, id=marker)
-            self.wait_for_run(marker)
+            self.wait_for(lambda label=marker: self.has_died or self.runs()[label], f"{marker} runs")
 
     def give_back(self, queue: str) -> None:
         """Do to a queue's first message what a worker does that dies with it prefetched."""
