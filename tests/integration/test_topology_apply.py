@@ -296,7 +296,7 @@ def test_the_command_is_a_dry_run_unless_told_otherwise(
     dry = unlost(vhost, "topology", "apply", str(path))
     assert (dry.exit_code, management.policies()) == (1, [])
     assert f"+ {STOCK}  create" in dry.stdout
-    done = unlost(vhost, "topology", "apply", str(path), "--yes", "--json")
+    done = unlost(vhost, "topology", "apply", str(path), "--yes", "--json", "--settle", "0")
     assert done.exit_code == 0
     report = json.loads(done.stdout)
     assert report["applied"] is True

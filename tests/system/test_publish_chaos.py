@@ -27,6 +27,8 @@ from tests.support.publishing import (
 from tests.support.raw_amqp import open_channel
 from unlost import errors
 from unlost.broker.management import Management
+from unlost.cli.topologies.apply import SETTLE
+from unlost.core.outcome import Outcome
 from unlost.testing.brokers import Broker, DockerCluster, Vhost, docker_cluster
 from unlost.testing.brokers.alarms import memory_alarm
 from unlost.testing.brokers.cluster import ClusterNode
@@ -192,6 +194,7 @@ def test_a_broker_in_trouble(own_broker: Broker, fault: Fault) -> None:
     """Killed, restarted, out of memory, frozen and full, three times each under load: no outcome is wrong."""
     with own_broker.fresh_vhost() as vhost:
         declare_queue(vhost)
+        time.sleep(SETTLE.total_seconds())
         with (
             publisher(
                 vhost.amqp_url, confirm_timeout=2 * BRIEFLY, patience=LONG, connect_patience=LONG
@@ -205,6 +208,22 @@ def test_a_broker_in_trouble(own_broker: Broker, fault: Fault) -> None:
         wrong = judge(running.told, found, running.given)
         assert wrong == [], running.counts()
         _report(fault.__name__, running.given, running.counts(), found)
+
+
+@pytest.mark.long
+@pytest.mark.one_broker
+def test_a_queue_that_dies_at_birth_forgets_what_it_confirmed(own_broker: Broker) -> None:
+    """RabbitMQ's own limit, which is why a topology settles: killed in its first second, a queue is empty."""
+
+    def is_forgotten() -> bool:
+        with own_broker.fresh_vhost() as vhost:
+            declare_queue(vhost)
+            with publisher(vhost.amqp_url) as publishing:
+                published = list(publishing.publish_many([message() for _ in range(500)], window=500))
+            kill(own_broker, vhost)
+            return all(each.outcome is Outcome.OK for each in published) and not Census(vhost).take_all()
+
+    wait_until(is_forgotten, timedelta(minutes=4), "confirmed messages are gone")
 
 
 def leader(cluster: DockerCluster, vhost: Vhost, but: ClusterNode | None = None) -> ClusterNode | None:

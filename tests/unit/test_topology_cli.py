@@ -12,7 +12,10 @@ from click.testing import CliRunner, Result
 
 from unlost.broker.management import Management, management_url_of, vhost_of
 from unlost.cli import main
+from unlost.cli.topologies.apply import makes_queues
 from unlost.errors import ConfigurationError
+from unlost.topology.objects import Exchange, Queue
+from unlost.topology.plan import Action, Step
 
 SHOP = str(Path(__file__).parents[2] / "topology")
 
@@ -135,3 +138,11 @@ def test_a_command_whose_extra_is_not_installed_says_which(monkeypatch: pytest.M
     result = CliRunner().invoke(main, ["demo"])
     assert result.exit_code == 2
     assert "pip install 'unlost[chaos]'" in result.output
+
+
+def test_only_new_queues_have_to_settle() -> None:
+    """A queue that is made needs its time; an exchange, and a queue that goes, do not."""
+    queue, exchange = Queue(name="work"), Exchange(name="shop")
+    assert makes_queues([Step(Action.CREATE, exchange), Step(Action.CREATE, queue)])
+    assert not makes_queues([Step(Action.CREATE, exchange)])
+    assert not makes_queues([Step(Action.DESTRUCTIVE, queue, before=queue, deletes=True)])

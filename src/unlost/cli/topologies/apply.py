@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Iterable
+from datetime import timedelta
 from pathlib import Path
 
 import click
@@ -23,7 +26,12 @@ from unlost.cli.topologies.options import (
 )
 from unlost.cli.topologies.show import show_plan
 from unlost.topology.model import Topology
+from unlost.topology.objects import Queue
 from unlost.topology.plan import Plan, Step
+
+#: A quorum queue that is younger may be forgotten, with all that it has confirmed, by a node that is killed:
+#: seen live on 4.3.6 within the first second of its life, and not from two seconds on.
+SETTLE = timedelta(seconds=5)
 
 
 @click.command("apply")
@@ -38,6 +46,13 @@ from unlost.topology.plan import Plan, Step
     is_flag=True,
     help="Also take destructive steps; each is refused while messages that it would cost are inside.",
 )
+@click.option(
+    "--settle",
+    type=click.FloatRange(min=0),
+    default=SETTLE.total_seconds(),
+    show_default=True,
+    help="Seconds to wait for new queues to be safe on disk before saying that all is done.",
+)
 @as_json
 @reports_errors
 def apply_command(
@@ -48,6 +63,7 @@ def apply_command(
     yes: bool,
     allow_unbind: bool,
     allow_destroy: bool,
+    settle: float,
     as_json: bool,
 ) -> None:
     """Bring a broker to the topology in PATH (a YAML file or a folder of them).
@@ -62,8 +78,15 @@ def apply_command(
         if not yes:
             _dry_run(found, as_json=as_json)
         applied = _apply(declared, management, found, allow_unbind, allow_destroy, quiet=as_json)
+    if makes_queues(applied.steps):
+        time.sleep(settle)
     _report(applied, as_json=as_json)
     raise SystemExit(Exit.FOUND if applied.withheld else Exit.FINE)
+
+
+def makes_queues(steps: Iterable[Step]) -> bool:
+    """Whether there is a queue behind these steps that was not there before, and is to settle."""
+    return any(isinstance(step.object, Queue) and not step.deletes for step in steps)
 
 
 def _dry_run(found: Plan, *, as_json: bool) -> None:
