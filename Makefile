@@ -27,7 +27,7 @@ demo-plain: $(READY) broker ## The same load and kills on plain Celery.
 	@$(BIN)/unlost demo --plain $(ARGS) || test $$? -eq 1
 
 test: $(READY) broker stores ## Run all tests; what needs a broker or a store runs on every one that can be had.
-	@$(BIN)/pytest --numprocesses=4 --dist=loadfile $(ARGS)
+	@$(BIN)/pytest --numprocesses=4 --dist=worksteal $(ARGS)
 
 pytest-celery: $(READY) ## Run the smoke tests on pytest-celery's components; needs Docker.
 	@test -x $(VENV)-pytest-celery/bin/pytest || { scripts/make-venv $(VENV)-pytest-celery && \
