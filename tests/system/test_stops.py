@@ -47,7 +47,7 @@ Stop = Callable[[Bench, subprocess.Popen[bytes]], None]
 STOPS: tuple[Stop, ...] = (warm, soft, cold, warm_group)
 
 
-@pytest.mark.parametrize("stops", [4, pytest.param(100, marks=pytest.mark.long)])
+@pytest.mark.parametrize("stops", [4, pytest.param(100, marks=[pytest.mark.long, pytest.mark.timeout(3600)])])
 @pytest.mark.one_broker
 def test_stops_under_load_lose_and_repeat_nothing(vhost: Vhost, tmp_path: Path, stops: int) -> None:
     """Every kind of stop in turn, in the middle of the work: each effect happens once, within the grace."""
