@@ -47,6 +47,7 @@ class Guardian:
         self._spec = spec
         self._epmd: subprocess.Popen[bytes] | None = None
         self._server: subprocess.Popen[bytes] | None = None
+        self._killed: list[int] = []
 
     def start(self) -> None:
         """Start what does not run; epmd listens before the node could start one that stays behind."""
@@ -102,16 +103,23 @@ class Guardian:
         except subprocess.TimeoutExpired:
             server.kill()
             server.wait()
+        # What they share (PostgreSQL's memory) keeps the next server from starting.
+        _see_gone(self._killed)
 
     def _signal(self, number: signal.Signals) -> None:
-        if self._server is None:
+        server = self._server
+        if server is None:
             return
+        has_family = self._spec.get("family")
+        if has_family and number in (signal.SIGKILL, signal.SIGSTOP):
+            _freeze(server.pid)
         # Looked up first: of a parent that is dead nobody is a child.
-        family = descendants(self._server.pid) if self._spec.get("family") else []
-        self._server.send_signal(number)
+        family = descendants(server.pid) if has_family else []
+        server.send_signal(number)
         for pid in family if number is not signal.SIGTERM else []:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
+        self._killed = family if number is signal.SIGKILL else []
 
     def _spawn(self, command: list[str]) -> subprocess.Popen[bytes]:
         with Path(self._spec["log"]).open("ab") as log:
@@ -149,6 +157,27 @@ def descendants(pid: int) -> list[int]:
         ahead = [child for parent in ahead for child in children.get(parent, [])]
         found += ahead
     return found
+
+
+def _freeze(pid: int) -> None:
+    """Stop a child, and see that it stands: from here on it has no further children."""
+    with contextlib.suppress(ProcessLookupError, ChildProcessError):
+        os.kill(pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+
+
+def _see_gone(pids: list[int]) -> None:
+    """Return when none of these runs any more, or after a while."""
+    deadline = time.monotonic() + _STOP_SECONDS
+    while any(_runs(pid) for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.005)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
 
 
 def _die_with(guardian: int) -> Any:
