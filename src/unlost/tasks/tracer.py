@@ -233,8 +233,6 @@ def _without_payload(task: ReliableTask, runtime: Runtime, attempt: Attempt, los
         return _hold(runtime, attempt, runtime.settings.hold)
     is_gone = isinstance(lost, ClaimLost)
     verdict = GiveUp("payload-lost") if is_gone else _verdict(task, runtime, attempt, lost)
-    if isinstance(verdict, GiveUp):
-        tell_ended(task.app, attempt.request, lost)
     if attempt.decided is None:
         try:
             decide(runtime, attempt, lost, verdict)
@@ -242,6 +240,9 @@ def _without_payload(task: ReliableTask, runtime: Runtime, attempt: Attempt, los
             return _hold(runtime, attempt, runtime.settings.lease)
         except StoreError as why:
             return _given_back(f"nothing could be decided: {why}")
+    # Only now: another holder may have had the payload, and what it did is not undone by a word of ours.
+    if attempt.decided is not None and attempt.decided.state is State.DEAD:
+        tell_ended(task.app, attempt.request, lost)
     return _publish_decision(runtime, attempt, _trace_of(lost, states.FAILURE))
 
 
