@@ -70,7 +70,7 @@ class Fates:
     shop: Bench
     given: Sequence[Raw]
     letters: dict[int, list[Letter]] = field(default_factory=dict)
-    strangers: int = 0
+    _successors: list[str] = field(default_factory=list)
     _states: dict[str, str] = field(default_factory=dict)
     _dead: set[str | None] = field(default_factory=set)
 
@@ -109,6 +109,11 @@ class Fates:
             if any(letter.body != self.given[number].body for letter in letters)
         ]
 
+    def strangers(self) -> list[str]:
+        """Return what the letters name as their cause that are neither given nor the links of what ended."""
+        ended = {message.partition("[")[2].removesuffix("]") for message in self._states}
+        return [cause for cause in self._successors if cause not in ended]
+
     def _take_letters(self) -> None:
         with open_channel(self.shop.vhost.amqp_url) as channel:
             # py-amqp would decode a letter's body by its own word.
@@ -118,7 +123,7 @@ class Fates:
                 headers: Mapping[Any, Any] = message.properties.get("application_headers") or {}
                 number = number_of(headers, message.properties, body)
                 if number is None:
-                    self.strangers += 1
+                    self._successors.append(str(headers.get(h.CAUSATION_ID)))
                 else:
                     letter = Letter(str(headers.get(h.DEATH_REASON) or ""), body)
                     self.letters.setdefault(number, []).append(letter)

@@ -57,7 +57,7 @@ def judge(fates: Fates) -> None:
     assert fates.changed() == []
     assert [number for number, letters in fates.letters.items() if len(letters) != 1] == []
     assert [number for number, letters in fates.letters.items() if not letters[0].reason] == []
-    assert fates.strangers == 0
+    assert fates.strangers() == []
     assert sum(fates.ends().values()) == len(fates.given)
 
 
