@@ -82,8 +82,14 @@ class Reservations(Workload):
 
     def publish(self, number: int) -> None:
         """Reserve the goods of order ``number``."""
-        order = Order(order_id=number, work=timedelta(milliseconds=self.work_ms))
-        import_module("shop.app").reserve_stock.delay(**order.model_dump(mode="json"))
+        import_module("shop.app").reserve_stock.delay(**self._order(number).model_dump(mode="json"))
+
+    def publish_many(self, numbers: Sequence[int]) -> None:
+        """Reserve the goods of some orders."""
+        import_module("shop.app").reserve_stock.apply_many(map(self._order, numbers)).raise_for_problems()
+
+    def _order(self, number: int) -> Order:
+        return Order(order_id=number, work=timedelta(milliseconds=self.work_ms))
 
     def value_of(self, task: str, _args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
         """Return the order that a task reserves for."""

@@ -9,7 +9,8 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 import click
@@ -54,10 +55,10 @@ def main(
     def run(name: str) -> None:
         while True:
             with lock:
-                number = next(numbers, None)
-            if number is None:
+                batch = list(islice(numbers, workload.batch))
+            if not batch:
                 return
-            publish_one(workload, recorder, name, number)
+            publish(workload, recorder, name, batch)
 
     with Recorder(fresh_file(history, "client"), now_ns=run_clock(clock)) as recorder:
         recorder.record("client", "info", "workload", per_message=len(workload.promises(0)))
@@ -68,22 +69,24 @@ def main(
             thread.join()
 
 
-def publish_one(workload: Workload, recorder: Recorder, name: str, number: int) -> None:
-    """Publish one message; ``fail`` is only recorded where it is proved."""
-    promises = workload.promises(number)
+def publish(workload: Workload, recorder: Recorder, name: str, numbers: Sequence[int]) -> None:
+    """Publish some messages with one call; ``fail`` is only recorded where it is proved for all of them."""
+    promises = [value for number in numbers for value in workload.promises(number)]
     for value in promises:
         recorder.record(name, "invoke", "publish", value)
     kind: OpType = "ok"
     error = ""
     try:
-        workload.publish(number)
-    except _PROVED as exc:
-        kind, error = "fail", repr(exc)
+        if len(numbers) == 1:
+            workload.publish(numbers[0])
+        else:
+            workload.publish_many(numbers)
     except Exception as exc:  # noqa: BLE001 - whatever else it was, nobody can tell
-        kind, error = "info", repr(exc)
+        kind = "fail" if len(numbers) == 1 and isinstance(exc, _PROVED) else "info"
+        error = repr(exc)
     for value in promises:
         recorder.record(name, kind, "publish", value, error=error)
-    sys.stdout.write(f"{number + 1}\n")
+    sys.stdout.write(f"{numbers[-1] + 1}\n")
     sys.stdout.flush()
 
 

@@ -44,11 +44,13 @@ class Workload(ABC):
         rate: Messages a second, at most.
         duration: How long to publish at that rate.
         threads: How many publish at once.
+        batch: How many messages are published by one call, for loads that one by one would not make.
     """
 
     rate: float = 50.0
     duration: timedelta = timedelta(seconds=10)
     threads: int = 1
+    batch: int = 1
 
     @property
     def messages(self) -> int:
@@ -58,6 +60,14 @@ class Workload(ABC):
     @abstractmethod
     def publish(self, number: int) -> None:
         """Publish message ``number``; returns when it is acknowledged."""
+
+    def publish_many(self, numbers: Sequence[int]) -> None:
+        """Publish some messages; returns when all are acknowledged, and else says so of all of them.
+
+        Called where ``batch`` is more than one; by default they are published one after another.
+        """
+        for number in numbers:
+            self.publish(number)
 
     def promises(self, number: int) -> Sequence[str]:
         """Return the names of the effects that message ``number`` promises; by default its number."""
