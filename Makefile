@@ -56,8 +56,8 @@ chaos-core: $(READY) broker ## The scenarios that every release must survive, wi
 
 record: $(READY) broker ## Append a run to the record of long runs in docs/evidence; MINUTES=5 SEED=1.
 	@PYTHONPATH=examples $(BIN)/unlost chaos run --app shop.app:app --workload shop.workload:Reservations \
-	    --minutes $(or $(MINUTES),5) --seed $(or $(SEED),1) --rate $(or $(RATE),250) --threads 4 --workers 2 \
-	    --nemesis KillWorkers:every=3.5 --nemesis KillBroker:every=75,lasting=1 --nemesis CloseConnections:every=60 \
+	    --minutes $(or $(MINUTES),5) --seed $(or $(SEED),1) --rate $(or $(RATE),400) --option batch=50 --workers 2 \
+	    --nemesis KillWorkers:every=2.5 --nemesis KillBroker:every=75,lasting=1 --nemesis CloseConnections:every=60 \
 	    --record docs/evidence/chaos.jsonl $(ARGS)
 
 check: $(READY) ## Lint, types and layers only.
