@@ -43,7 +43,7 @@ class Start:
 
 @dataclass(frozen=True)
 class Window:
-    """A time in which nothing could start, epoch milliseconds, and until it was made up for."""
+    """A time in which nothing could start, epoch milliseconds."""
 
     begin_ms: float
     end_ms: float
@@ -122,6 +122,19 @@ def _lasting(headers: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def made_up_for(starts: Iterable[Start], outage: Window) -> Window:
+    """Return an outage and what it takes until all retries that come due in a second are on time again."""
+    first, last = _ends(starts)
+    worst: dict[int, float] = {}
+    for number, retry in last.items():
+        if number in first and (due := retry.headers.get(h.DUE)) is not None:
+            second = int(due) // 1000
+            worst[second] = max(worst.get(second, 0.0), _late_by(first[number], retry))
+    on_time = [second * 1000.0 for second, late in worst.items() if late < 1]
+    ends = [moment for moment in on_time if moment >= outage.end_ms]
+    return Window(outage.begin_ms, min(ends, default=math.inf))
+
+
 def lateness(starts: Iterable[Start], *, apart: Sequence[Window] = ()) -> Lateness:
     """Return how late the retries were that came due outside of some windows of time."""
     first, last = _ends(starts)
@@ -131,9 +144,13 @@ def lateness(starts: Iterable[Start], *, apart: Sequence[Window] = ()) -> Latene
         due = start.headers.get(h.DUE)
         if began is None or due is None or any(_lies_in(due, each) for each in apart):
             continue
-        rounding = -began.after_ms % 1000
-        found.append((start.at_ms - due - rounding) / 1000)
+        found.append(_late_by(began, start))
     return Lateness(sorted(found))
+
+
+def _late_by(first: Start, retry: Start) -> float:
+    rounding = -first.after_ms % 1000
+    return float(retry.at_ms - retry.headers[h.DUE] - rounding) / 1000
 
 
 def _lies_in(due: float, window: Window) -> bool:

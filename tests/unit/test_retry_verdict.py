@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
 
-from tests.support.retry_verdict import Start, Window, lateness, problems_of
+from tests.support.retry_verdict import Start, Window, lateness, made_up_for, problems_of
 from unlost.core import headers as h
 
 SENT = {1: "r.one"}
@@ -61,3 +62,24 @@ def test_lateness_is_counted_from_when_the_broker_lets_go() -> None:
     rounded = [start(1, 1000, after_ms=1600), start(2, 3050, headers={**SECOND.headers, h.DUE: 2600})]
     assert lateness(rounded).quantile(1) == pytest.approx(0.05)
     assert lateness([FIRST, SECOND], apart=[Window(2500, 3500)]).seconds == []
+
+
+@pytest.mark.parametrize(
+    ("late_ms", "end_ms"),
+    [
+        ({3: 4000, 4: 3000, 5: 1500, 6: 100, 7: 2000}, 6000),
+        ({3: 4000, 4: 100, 5: 100}, 4000),
+        ({3: 4000}, None),
+    ],
+)
+def test_an_outage_lasts_until_a_second_in_which_all_are_on_time(
+    late_ms: dict[int, int], end_ms: float | None
+) -> None:
+    """Its backlog is part of it, what is late afterwards is not; without such a second it has no end."""
+    starts = [
+        start(attempt, 1000 if attempt == 1 else due * 1000 + late, number=due, headers={h.DUE: due * 1000})
+        for due, late in late_ms.items()
+        for attempt in (1, 2)
+    ]
+    outage = made_up_for(starts, Window(2000, 3500))
+    assert outage == Window(2000, math.inf if end_ms is None else end_ms)

@@ -125,8 +125,8 @@ class ReliableConsumer(Consumer):
         connection = self.app.connection_for_read(heartbeat=heartbeat)
         options = {**(connection.transport_options or {}), "frame_handler": tolerant_frame_handler}
         connection.transport_options = options
-        # Kombu's own intervals grow to 30 s, the same for all workers of a broker that comes back.
-        start, step = random.uniform(0.5, 1.5), random.uniform(0.5, 1.5)  # noqa: S311
+        # Kombu's own intervals grow by 2 s to 30 s, the same for all workers of a broker that comes back.
+        start, step = random.uniform(0.2, 0.5), random.uniform(0.1, 0.3)  # noqa: S311
         connection.ensure_connection = partial(
             connection.ensure_connection,
             interval_start=start,
