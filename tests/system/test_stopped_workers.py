@@ -29,6 +29,8 @@ Process = subprocess.Popen[bytes]
 MARGIN = timedelta(seconds=30)
 #: How long the longest bodies of the load run; a warm stop waits for them.
 LONGEST = timedelta(seconds=2)
+#: Messages a second: four processes do 14 if none is stopped, and what they do not is left for the end.
+RATE = 10
 #: For how long a soft stop lets bodies go on.
 SOFT = timedelta(seconds=10)
 #: After this a container's runtime kills what has not stopped.
@@ -105,7 +107,7 @@ def shop(vhost: Vhost, tmp_path: Path) -> Iterator[Bench]:
 def stop_again_and_again(shop: Bench, ways: Sequence[Way]) -> tuple[dict[str, int], dict[str, list[float]]]:
     """Stop one of two workers in each way, under load; return the verdict, and how long the exits took."""
     took: dict[str, list[float]] = defaultdict(list)
-    with Load(shop, rate=25, seconds=0.1, long_seconds=LONGEST.total_seconds(), every_long=10) as load:
+    with Load(shop, rate=RATE, seconds=0.1, long_seconds=LONGEST.total_seconds(), every_long=10) as load:
         running = [start(shop), start(shop)]
         for number, way in enumerate(ways):
             worker, log = running[number % 2]
@@ -116,7 +118,7 @@ def stop_again_and_again(shop: Bench, ways: Sequence[Way]) -> tuple[dict[str, in
             took[str(way)].append(time.monotonic() - began)
             running[number % 2] = start(shop)
         load.stop()
-        load.wait_until_settled(timedelta(minutes=3))
+        load.wait_until_settled(timedelta(minutes=10))
         shop.wait_for(lambda: set(shop.states()) == {"done"}, "no message is under way")
         assert shop.letters() == []
         return load.verdict(), took
