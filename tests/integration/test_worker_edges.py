@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import sqlite3
 import uuid
 from collections.abc import Iterator, Mapping
@@ -483,3 +484,14 @@ def test_a_delivery_that_the_pool_has_lost_goes_back_to_the_broker(shop: Bench) 
     shop.wait_for(lambda: shop.states() == {"done": 2}, "both are done", timedelta(seconds=60))
     assert shop.effects() == {"lost": 1, "after": 1}
     assert "the pool has lost it" in shop.log()
+
+
+def test_a_control_queue_that_an_older_connection_holds_keeps_no_worker_from_work(shop: Bench) -> None:
+    """To the broker a connection may live that its worker has lost: it consumes all the same, and answers."""
+    with shop.channel() as older:
+        older.queue_declare(f"w0@{socket.gethostname()}.celery.pidbox", exclusive=True)
+        shop.start()
+        publish(shop, "t.effect", "after")
+        shop.wait_for(lambda: shop.effects() == {"after": 1}, "it is done")
+        answer = shop.call("print([*m.app.control.ping(timeout=5)[0]][0])")
+    assert answer.strip() == f"w0@{socket.gethostname()}"

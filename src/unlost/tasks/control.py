@@ -1,4 +1,4 @@
-"""Revokes that outlive the workers that heard them.
+"""Remote control: revokes that outlive the workers that heard them, and a queue that nobody else holds.
 
 Celery keeps revoked ids in the memory of the workers that were running: a restart forgets them. Here the id
 is written to the store by whoever learns of it, the client that revokes or a worker that is told, and a
@@ -11,8 +11,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 from typing import Any
+from uuid import uuid4
 
 from celery.app.control import Control
+from kombu.pidbox import Mailbox
 from kombu.utils.functional import maybe_list
 
 from unlost.core.ids import Generation, MessageId
@@ -28,8 +30,26 @@ REVOKED = "celery.revoked"
 MOST = 50_000
 
 
+class FreshMailbox(Mailbox):
+    """Has each connection of a worker listen to a control queue of its own.
+
+    Celery names the queue after the worker, and it is exclusive: as long as the broker takes the worker's
+    last connection for alive it answers 405 to the next. That is until its heartbeats are missed and, if the
+    connection was to a node of a cluster that died, until that node is back (seen on RabbitMQ 4.3.6: a worker
+    could not consume for as long). Messages come by a fanout exchange, so the name is nobody's business.
+    """
+
+    def get_queue(self, hostname: str) -> Any:
+        """Return a queue that there has never been; what is left of an older one ends with its connection."""
+        queue = super().get_queue(hostname)
+        queue.name = f"{hostname}.{uuid4().hex}.{self.namespace}.pidbox"
+        return queue
+
+
 class ReliableControl(Control):
     """Celery's remote control, whose revokes are written down before they are broadcast."""
+
+    Mailbox = FreshMailbox
 
     def revoke(self, task_id: Any, *args: Any, **kwargs: Any) -> Any:
         """Revoke one task or several, for workers that run and for those that start later.
