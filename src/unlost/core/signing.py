@@ -41,6 +41,7 @@ from unlost.core.message import Outgoing
 UNSIGNED = "unsigned"
 BAD_SIGNATURE = "bad-signature"
 EXPIRED_SIGNATURE = "expired-signature"
+UNSIGNABLE = "unsignable"
 
 #: Says what is signed, and how; goes into it, so that another scheme's signature is never one of this.
 SCHEME = "v1"
