@@ -131,6 +131,14 @@ def test_what_is_held_or_parked_comes_back_believed(shop: Bench) -> None:
     assert shop.letters() == []
 
 
+def test_a_bulk_is_believed(shop: Bench) -> None:
+    """Every message of an ``apply_many`` bears a signature of its own."""
+    shop.start()
+    shop.call("m.effect.apply_many([('é%d' % n,) for n in range(20)]).raise_for_problems()")
+    shop.wait_for(lambda: shop.effects() == {f"é{n}": 1 for n in range(20)}, "all have run")
+    assert shop.letters() == []
+
+
 def test_what_is_sent_to_its_own_queue_is_believed_there(vhost: Vhost, tmp_path: Path) -> None:
     """A message on another queue than its breaker's is moved there, signed anew, and runs."""
     with gated(vhost, tmp_path, UNLOST_SIGNING=SIGNING) as bank:
