@@ -146,6 +146,12 @@ def test_what_a_place_lacks_is_named_with_the_option(nemesis: Nemesis, why: str,
     assert why in str(refused.value)
 
 
+@pytest.mark.parametrize("app", ["bank.app", "bank.app:", ":app"])
+def test_an_app_that_names_nothing(app: str) -> None:
+    """Said before a broker is started for it."""
+    assert f"--app: {app!r} is not of the form module:attribute" in refusal("--app", app)
+
+
 def test_a_variable_needs_a_value() -> None:
     """The option is named."""
     assert "--env: 'HERE' is not of the form name=value" in refusal("--env", "HERE")

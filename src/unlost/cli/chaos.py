@@ -123,6 +123,8 @@ def run(
         KillWorkers(every=timedelta(seconds=3)),
         KillBroker(times=1),
     ]
+    if not all(app.partition(":")):
+        raise ConfigurationError(f"--app: {app!r} is not of the form module:attribute")
     published = _workload(workload, options, {"rate": rate, "duration": minutes * 60, "threads": threads})
     given = _pairs(variables, "--env", read=str)
     _must_be_writable(html, "--html")
