@@ -31,6 +31,7 @@ from unlost.chaos import (
     Outcome,
     PauseBroker,
 )
+from unlost.chaos.checker import Verdict
 from unlost.chaos.nemesis import Nemesis
 from unlost.chaos.places import Places
 from unlost.chaos.runner import Programs
@@ -105,7 +106,8 @@ broker or its link is down the others give up within seconds, and unlost is set 
 seed fixes when a nemesis strikes; a worker that is still starting is spared, so the kills differ a little.
 
 One short run a cell shows what can happen, not how often: the numbers change with each machine and each
-run, zeros among the others' too. A cell without a result is a run that did not come to its end.
+run, zeros among the others' too. A cell without a result is a run that did not come to its end, or
+whose nemesis never struck while there was work.
 
 Measured by `make comparison` on {date}: {versions}, RabbitMQ {broker}; {duration} s of load a cell, seed
 {seed}, {cores} cores, load averages at its end {load} (other work ran on the machine).
@@ -174,7 +176,10 @@ def judged(places: Places, contender: Contender, nemeses: Sequence[Nemesis]) -> 
 
 
 def _counted(run: Outcome) -> dict[str, int | str]:
-    lost, once = run.judge(NothingLost(), EffectsOnce()).findings[:2]
+    """Count, unless the nemesis never struck at work: a zero would then say nothing."""
+    lost, once, active = run.judge(NothingLost(), EffectsOnce()).findings
+    if active.verdict is not Verdict.VALID:
+        return {"failed": "; ".join(each.explanation for each in active.anomalies)}
     proved = int(lost.figures["lost"])
     return {
         "confirmed": int(lost.figures["confirmed"]),

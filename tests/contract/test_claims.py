@@ -14,7 +14,7 @@ from tests.support.outboxes import message
 from unlost.claims.check import ClaimCheck, sweepable
 from unlost.claims.stores import ClaimStore, SqlPayloads, open_claims
 from unlost.core import headers as h
-from unlost.core.claims import key_of, parse_key, read_claim
+from unlost.core.claims import checked_in, claim_of, key_of, parse_key, read_claim, waiting_of
 from unlost.core.clock import epoch_ms
 from unlost.core.ids import Generation, MessageId
 from unlost.core.settlement import Row, State
@@ -78,6 +78,23 @@ def test_a_large_body_is_replaced_and_a_small_one_is_not(store: ClaimStore) -> N
     assert claim.size == 102
     assert check.fetch(claim).decode() == large.body
     assert check.check_in(travels) is travels
+
+
+def test_who_waits_travels_with_the_claim() -> None:
+    """Errbacks and chord are in the message, in the place of nothing else; without room they are not."""
+    embed = {"callbacks": [{"task": "t.a"}], "errbacks": [{"task": "t.b"}], "chain": None, "chord": None}
+    large = replace(message(1), body=json.dumps([["x" * 200], {}, embed]))
+    claim = claim_of(large, datetime.now(UTC), RETENTION)
+    travels = checked_in(large, claim, room=200)
+    assert read_claim(json.loads(travels.body)) == claim
+    assert waiting_of(travels.body) == {"errbacks": [{"task": "t.b"}]}
+    assert waiting_of(checked_in(large, claim, room=20).body) == {}
+
+
+@pytest.mark.parametrize("body", [b"\xff", "[", "[]", "1", '{"claim": {}}', '{"waiting": [1]}'])
+def test_a_body_that_says_nothing_of_who_waits(body: bytes | str) -> None:
+    """Whatever else it is."""
+    assert waiting_of(body) == {}
 
 
 def test_a_payload_that_was_changed_is_lost(store: ClaimStore) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +15,7 @@ import pytest
 
 from tests.support.workers import Bench, bench
 from unlost.core import headers as h
+from unlost.tasks.crashpoints import Point
 from unlost.testing.brokers import Vhost
 
 pytestmark = pytest.mark.one_broker
@@ -96,6 +99,41 @@ def test_a_payload_that_is_gone_ends_as_a_letter(shop: Bench, tmp_path: Path) ->
     assert headers[h.CLAIM] == 1
     assert json.loads(body)["claim"]["size"] > len(LARGE)
     assert not shop.runs()
+
+
+def test_who_waits_for_a_lost_payload_is_told_when_it_is_a_letter(shop: Bench, tmp_path: Path) -> None:
+    """The errback of a message whose payload is gone runs."""
+    shop.call(f"m.effect.apply_async(({LARGE!r},), link_error=m.effect.si('told'))")
+    shutil.rmtree(tmp_path / "claims")
+    shop.start()
+    shop.wait_for(lambda: shop.effects() == {"told": 1}, "the errback has run")
+    shop.wait_for(lambda: len(shop.letters()) == 1, "it is a letter")
+
+
+def test_nobody_is_told_of_a_payload_that_another_holder_has(shop: Bench, tmp_path: Path) -> None:
+    """A worker that misses the payload loses its lease before it decides: the copy's success stands."""
+    shop.call(f"m.effect.apply_async(({LARGE!r},), link_error=m.effect.si('told'))")
+    ((headers, body),) = shop.letters("t.work")
+    (tmp_path / "claims").rename(tmp_path / "away")
+    shop.settings = {**shop.settings, "TEST_STOPS_AT": Point.ACQUIRED, "TEST_STOPS_IN": str(tmp_path)}
+    only_one = ("--concurrency=1", "--prefetch-multiplier=1")
+    late = shop.start(*only_one, module="tests.support.stops_at")
+    shop.wait_for((tmp_path / "there").exists, "a worker without the payload has the lease")
+    # Nobody renews the lease, and no other delivery goes there.
+    os.kill(late.pid, signal.SIGSTOP)
+    (tmp_path / "away").rename(tmp_path / "claims")
+    shop.publish_raw(body, headers, content_type="application/json", content_encoding="utf-8")
+    shop.start()
+    shop.wait_for(lambda: shop.effects() == {LARGE: 1}, "the copy was taken over and has run")
+    (tmp_path / "on").touch()
+    os.kill(late.pid, signal.SIGCONT)
+    shop.wait_for(lambda: "cannot run now" in shop.log(0), "the late worker has put its copy back")
+    shop.wait_for(lambda: shop.states() == {"done": 1}, "nothing else was begun")
+    late.kill()
+    shop.call("m.effect.delay('last')")
+    shop.wait_for(lambda: shop.states() == {"done": 2}, "what was published after it is done")
+    assert shop.effects() == {LARGE: 1, "last": 1}
+    assert shop.letters() == []
 
 
 def test_a_worker_without_a_claim_store_says_so(vhost: Vhost, shop: Bench) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.gates import gated
 from tests.support.signing import KEYS, SEAL
 from tests.support.workers import Bench, bench
 from unlost.core import headers as h
@@ -109,6 +110,62 @@ def test_only_what_is_signed_runs_and_the_rest_is_dead_lettered(shop: Bench, tmp
     vouched = replace(plan, trust=True, run_again=True)
     assert desk.redrive(LETTERS, vouched, blind=True).sent == 5
     shop.wait_for(lambda: shop.effects()["unsigned"] == shop.effects()["late"] == 1, "vouched for, they run")
+
+
+def test_what_is_held_or_parked_comes_back_believed(shop: Bench) -> None:
+    """The copies that a worker makes of signed messages are signed anew, with what it has changed in them."""
+    shop.settings = {**shop.settings, "UNLOST_PARK": "60", "UNLOST_LEASE": "4"}
+    shop.start()
+    shop.call("[m.works.apply_async(('held', 3), task_id='held') for _ in range(2)]")
+    shop.wait_for(lambda: shop.log().count("[held] received") == 3, "the second copy was held, and came back")
+    shop.wait_for(lambda: shop.states() == {"done": 1}, "it is done")
+    shop.stop()
+    shop.settings = {**shop.settings, "TEST_WITHOUT_TASKS": "t.effect"}
+    ignorant = shop.start()
+    publish(shop, signed(call("parked")))
+    shop.wait_for(lambda: shop.log(1).count("is parked for") > 1, "it was parked, came back and is again")
+    ignorant.kill()
+    del shop.settings["TEST_WITHOUT_TASKS"]
+    shop.start()
+    shop.wait_for(lambda: shop.effects() == {"held": 1, "parked": 1}, "a worker that knows the task runs it")
+    assert shop.letters() == []
+
+
+def test_a_bulk_is_believed(shop: Bench) -> None:
+    """Every message of an ``apply_many`` bears a signature of its own."""
+    shop.start()
+    shop.call("m.effect.apply_many([('é%d' % n,) for n in range(20)]).raise_for_problems()")
+    shop.wait_for(lambda: shop.effects() == {f"é{n}": 1 for n in range(20)}, "all have run")
+    assert shop.letters() == []
+
+
+def test_what_is_sent_to_its_own_queue_is_believed_there(vhost: Vhost, tmp_path: Path) -> None:
+    """A message on another queue than its breaker's is moved there, signed anew, and runs."""
+    with gated(vhost, tmp_path, UNLOST_SIGNING=SIGNING) as bank:
+        bank.start()
+        bank.call("m.pay.apply_async((1,), queue='g.other')")
+        bank.wait_for(lambda: bank.paid() == {1}, "it has run")
+        assert "is sent to g.bank" in bank.log()
+        assert bank.letters("g.bank.dlq") == bank.letters("g.other.dlq") == []
+
+
+def test_what_cannot_be_signed_anew_is_a_letter(shop: Bench) -> None:
+    """A retry and a parked copy end as letters that say so, and a letter is one without a signature."""
+    shop.start(module="tests.support.unsignable")
+    shop.call(
+        "m.recovers.apply_async(('retried',), task_id='unsignable-retry')\n"
+        "m.permanent.apply_async(('dead',), task_id='unsignable-letter')"
+    )
+    publish(shop, signed(call("unsignable-parked", "t.nobody")), signed(call("fine")))
+    expected = {"unsignable": 2, "permanent": 1}
+    shop.wait_for(lambda: reasons(shop) == expected, "all are letters")
+    shop.wait_for(lambda: shop.effects() == {"fine": 1}, "what can be signed runs")
+    assert shop.runs() == {"retried": 1, "dead": 1, "fine": 1}
+    for headers, _ in shop.letters():
+        assert h.SIGNATURE not in headers
+        if headers[h.DEATH_REASON] == "unsignable":
+            assert "unknown encoding" in headers[h.DEATH_EXCEPTION]
+    assert shop.letters("t.work") == []
 
 
 def test_without_verification_a_forged_message_runs(vhost: Vhost, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import xml.etree.ElementTree as ET
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -124,11 +123,28 @@ def test_a_record_grows_and_adds_up(tmp_path: Path) -> None:
     assert CliRunner().invoke(main, ["chaos", "total", str(record)]).exit_code == 1
 
 
-def test_a_record_that_is_none_is_an_error(tmp_path: Path) -> None:
-    """The file is named."""
-    (tmp_path / "x").write_text("no json")
-    with pytest.raises(HarnessError, match="x cannot be read"):
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"no json",
+        b"[1]",
+        b"1",
+        b'{"verdict": "valid"}',
+        b"\xff",
+        b'{"verdict": "valid", "confirmed": "many"}',
+    ],
+)
+def test_a_record_that_is_none_is_an_error(tmp_path: Path, content: bytes) -> None:
+    """File and line are named."""
+    (tmp_path / "x").write_bytes(b"\n" + content + b"\n")
+    with pytest.raises(HarnessError, match="/x, line 2, is no run that `unlost chaos run --record` wrote"):
         evidence.read(tmp_path / "x")
+
+
+def test_a_record_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
+    """A folder is no record."""
+    with pytest.raises(HarnessError, match="cannot read the record"):
+        evidence.read(tmp_path)
 
 
 def test_a_history_is_judged_from_its_file(tmp_path: Path) -> None:
@@ -141,24 +157,3 @@ def test_a_history_is_judged_from_its_file(tmp_path: Path) -> None:
     assert "b: confirmed, but neither" in done.output
     assert json.loads(done.output.splitlines()[-1])["lost"] == 1
     assert "<svg" in page_file.read_text()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "why"),
-    [
-        (
-            ["--nemesis", "KillTime"],
-            "there is no 'KillTime'; there are ClockSkew, CloseConnections, .* StopWorkers$",
-        ),
-        (["--nemesis", "KillWorkers:every"], "not of the form name=value"),
-        (["--nemesis", "LinkFault:links=moon"], "worker"),
-        (["--option", "x"], "not of the form name=value"),
-        ([], "'nothing:Here' cannot be imported"),
-    ],
-)
-def test_what_cannot_be_run_is_refused(arguments: list[str], why: str) -> None:
-    """The option is named, and what there is instead."""
-    given = ["chaos", "run", "--app", "a:b", "--workload", "nothing:Here", "--json", *arguments]
-    done = CliRunner().invoke(main, given)
-    assert done.exit_code == 2
-    assert re.search(why, done.output.strip())

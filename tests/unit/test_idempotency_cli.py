@@ -55,6 +55,15 @@ def test_a_unique_task_is_shown_with_its_message(store: SqlStore) -> None:
     assert str(OTHER) in run("show", "unique:shop.pack").output
 
 
+@pytest.mark.parametrize("command", [["show", "x"], ["release", "x"], ["purge"]])
+def test_a_mistyped_path_is_no_empty_store(tmp_path: Path, command: list[str]) -> None:
+    """It is refused, and no file is made of it."""
+    refused = run(*command, "--store", f"sqlite:///{tmp_path}/stroe.sqlite")
+    assert refused.exit_code == 2
+    assert f"no file {tmp_path}/stroe.sqlite" in refused.output
+    assert not list(tmp_path.iterdir())
+
+
 def test_absence_is_no_proof(store: SqlStore) -> None:
     """What is not there cannot be told."""
     assert run("show", "nowhere").exit_code == 3

@@ -23,6 +23,7 @@ from pydantic import BaseModel
 
 import unlost
 from tests.support.apps import OTHER, WORK, close, shop
+from tests.support.signing import SEAL, signing
 from unlost.broker.frames import Frames
 from unlost.core import headers as h
 from unlost.core.message import Outgoing
@@ -65,11 +66,11 @@ class Count(unlost.ReliableTask):
 
 
 @contextmanager
-def installed() -> Iterator[Celery]:
+def installed(**options: Any) -> Iterator[Celery]:
     """Make an app whose broker is never reached."""
     with TemporaryDirectory() as folder:
         app = Celery("shop", broker=NOWHERE, set_as_current=False)
-        unlost.install(app, topology=shop(), store=f"sqlite:///{Path(folder) / 'l.sqlite'}")
+        unlost.install(app, topology=shop(), store=f"sqlite:///{Path(folder) / 'l.sqlite'}", **options)
         try:
             yield app
         finally:
@@ -81,6 +82,14 @@ def app() -> Iterator[Celery]:
     """Make an installed app for all tests of this module."""
     with installed() as made:
         made.register_task(Pack())
+        made.register_task(Count())
+        yield made
+
+
+@pytest.fixture(scope="module")
+def signing_app() -> Iterator[Celery]:
+    """The same with keys."""
+    with installed(signing=signing()) as made:
         made.register_task(Count())
         yield made
 
@@ -168,6 +177,27 @@ def test_a_filled_in_message_is_the_one_apply_async_makes(
             )
     assert fill._template is not None
     assert ask._template is None
+
+
+@given(items=st.lists(ITEMS, min_size=2, max_size=4), options=OPTIONS, correlation=st.none() | st.text("ab%"))
+def test_a_filled_in_message_bears_a_good_signature(
+    signing_app: Celery, items: list[Any], options: dict[str, Any], correlation: str | None
+) -> None:
+    """What goes over the wire verifies, whatever is in it; with another body or header it does not."""
+    bound = {"correlation_id": correlation} if correlation else {}
+    with structlog.contextvars.bound_contextvars(**bound):
+        fill = Renderer(runtime_of(signing_app), signing_app.tasks["shop.count"], options, fills_in=True)
+        made = [fill(item)[0] for item in items]
+    assert fill._template is not None
+    assert made[-1].encoded
+    for message in made:
+        seen = decoded(message)
+        headers, properties, body = seen["headers"], seen["properties"], seen["body"][7:-1]
+        assert headers == message.headers
+        assert SEAL.flaw_of(headers, properties, body) is None
+        assert SEAL.flaw_of(headers, properties, body + b" ") is not None
+        assert SEAL.flaw_of({**headers, "id": "another"}, properties, body) is not None
+        assert SEAL.flaw_of({**headers, h.SIGNED_AT: headers[h.SIGNED_AT] + 1}, properties, body) is not None
 
 
 def _differing(message: Outgoing) -> list[str]:

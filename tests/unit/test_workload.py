@@ -60,7 +60,8 @@ def test_a_letter_explains_the_effect_of_its_task() -> None:
         ("tests.unit.test_workload:Ticks", {"label": "x", "colour": 1}, "has no colour"),
         ("tests.unit.test_workload:NOON", {}, "derives from"),
         ("tests.unit.test_workload:Nothing", {}, "cannot be imported"),
-        ("nowhere", {}, "cannot be imported"),
+        ("nowhere:Ticks", {}, "cannot be imported"),
+        ("nowhere", {}, "is not of the form module:attribute"),
     ],
 )
 def test_a_workload_that_cannot_be_made_is_named(path: str, options: dict[str, Any], why: str) -> None:

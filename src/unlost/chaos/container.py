@@ -185,6 +185,28 @@ class WorkerContainer(Worker):
                     raise
 
 
+def require_image(name: str, environ: Mapping[str, str]) -> None:
+    """Find out whether workers can be made from an image, before anything else is started for them.
+
+    Args:
+        name: Of the image.
+        environ: Where the engine is.
+
+    Raises:
+        HarnessError: No engine answers, or it has no such image.
+    """
+    import docker.errors
+
+    with connect_engine(environ) as engine, translated_errors(f"be asked for the image {name}"):
+        try:
+            engine.images.get(name)
+        except docker.errors.ImageNotFound as exc:
+            raise HarnessError(
+                f"the Docker engine has no image {name} for the workers: pull it, or build it with "
+                "docker build or unlost.testing.images.build_image"
+            ) from exc
+
+
 @contextmanager
 def container_maker(image: str, folder: Path, environ: Mapping[str, str]) -> Iterator[Maker]:
     """Yield what makes the workers of a crew, each in a container.

@@ -84,13 +84,29 @@ def read(path: Path) -> list[dict[str, Any]]:
     """Read a record.
 
     Raises:
-        HarnessError: It cannot be read, or a line is no JSON object.
+        HarnessError: It cannot be read, or a line is no run; the message names the line.
     """
     try:
-        lines = path.read_text().splitlines()
-        return [dict(json.loads(line)) for line in lines if line.strip()]
-    except (OSError, ValueError, TypeError) as exc:
-        raise HarnessError(f"the record {path} cannot be read: {exc}") from exc
+        lines = path.read_bytes().splitlines()
+    except OSError as exc:
+        raise HarnessError(f"cannot read the record {path}: {exc.strerror}") from exc
+    return [
+        _run(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1) if line.strip()
+    ]
+
+
+def _run(line: bytes, place: str) -> dict[str, Any]:
+    try:
+        run = json.loads(line)
+    except ValueError:
+        run = None
+    if not (isinstance(run, dict) and "verdict" in run and all(_is_count(run.get(name)) for name in _SUMMED)):
+        raise HarnessError(f"{place}, is no run that `unlost chaos run --record` wrote")
+    return run
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def total(runs: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
@@ -98,5 +114,5 @@ def total(runs: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     given = list(runs)
     verdicts = {str(run["verdict"]) for run in given}
     worst = next((each for each in ("invalid", "unknown", "valid") if each in verdicts), "unknown")
-    sums = {name: sum(int(run[name]) for run in given) for name in _SUMMED}
+    sums = {name: sum(run[name] for run in given) for name in _SUMMED}
     return {"runs": len(given), "verdict": worst, **sums}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from unlost.chaos import checker
 from unlost.chaos.checker import Checker, Judgement, Verdict
-from unlost.chaos.container import WorkerImage
+from unlost.chaos.container import WorkerImage, require_image
 from unlost.chaos.failure import explain_failure
 from unlost.chaos.history import History
 from unlost.chaos.nemesis import Nemesis, Schedule
@@ -171,6 +171,8 @@ class Chaos:
         Raises:
             HarnessError: The rig failed, which says nothing about the application.
         """
+        if image is not None:
+            require_image(image, self._environ)
         folder = self._folder / f"run-{len(self.outcomes) + 1}"
         folder.mkdir(parents=True)
         plan = Plan(

@@ -417,6 +417,15 @@ class Run:
         )
 
 
+#: What a nemesis needs and a place has not.
+_WHERE_TO_HAVE = {
+    "cluster": "a cluster: three nodes (nodes=3, --nodes 3)",
+    "store": 'a store server of ours (store="postgresql" or another, --store postgresql)',
+    "faketime": "libfaketime on this host",
+}
+_BROKER_OF_OURS = "a broker of ours, which UNLOST_BROKER_URL's is not"
+
+
 def _needed(what: str, plan: Plan) -> bool:
     return any(what in nemesis.needs for nemesis in plan.nemeses)
 
@@ -426,10 +435,8 @@ def _refuse_impossible(plan: Plan, place: Place) -> None:
         raise HarnessError("clocks can be set of workers that are processes of this host, not in containers")
     for nemesis in plan.nemeses:
         if lacking := nemesis.needs - place.can:
-            raise HarnessError(
-                f"{nemesis.name} needs a broker of ours that can do this, or what is not here: "
-                f"{', '.join(sorted(lacking))}"
-            )
+            told = sorted({_WHERE_TO_HAVE.get(each, _BROKER_OF_OURS) for each in lacking})
+            raise HarnessError(f"{type(nemesis).__name__} needs {' and '.join(told)}")
 
 
 def without_impossible(plan: Plan, place: Place) -> Plan:

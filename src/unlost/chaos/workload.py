@@ -19,7 +19,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
@@ -124,14 +123,34 @@ def make(path: str, options: Mapping[str, Any]) -> Workload:
     kind = load_attribute(path)
     if not (isinstance(kind, type) and issubclass(kind, Workload) and dataclasses.is_dataclass(kind)):
         raise HarnessError(f"{path} is no dataclass that derives from unlost.chaos.Workload")
-    unknown = options.keys() - {field.name for field in dataclasses.fields(kind)}
-    if unknown:
-        raise HarnessError(f"workload {path} has no {', '.join(sorted(unknown))}")
+    if missing := sorted(getattr(kind, "__abstractmethods__", ())):
+        raise HarnessError(f"workload {path} does not define {', '.join(missing)}")
     try:
-        workload: Workload = TypeAdapter(kind).validate_python(dict(options))
-    except ValidationError as exc:
-        raise HarnessError(f"workload {path} does not take {json.dumps(dict(options))}: {exc}") from exc
+        workload: Workload = from_fields(kind, options)
+    except ValueError as exc:
+        raise HarnessError(f"workload {path} {exc}") from exc
     return workload
+
+
+def from_fields(kind: type[Any], fields: Mapping[str, Any]) -> Any:
+    """Make a dataclass from JSON values, or what pydantic reads from them.
+
+    Raises:
+        ValueError: It has no such field, or does not take the value; the message goes on after its name.
+    """
+    known = sorted(field.name for field in dataclasses.fields(kind) if field.init)
+    if unknown := sorted(fields.keys() - set(known)):
+        raise ValueError(f"has no {', '.join(unknown)}; it has {', '.join(known)}")
+    try:
+        return TypeAdapter(kind).validate_python(dict(fields))
+    except ValidationError as exc:
+        # Without the links that pydantic's own text has.
+        said = [": ".join([*map(str, each["loc"]), each["msg"]]) for each in exc.errors()]
+        raise ValueError(f"does not take {_shown(fields)}: {'; '.join(said)}") from exc
+
+
+def _shown(fields: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in fields.items())
 
 
 def load_attribute(path: str) -> Any:
@@ -141,6 +160,8 @@ def load_attribute(path: str) -> Any:
         HarnessError: The path has another form, or names nothing.
     """
     module, _, name = path.partition(":")
+    if not (module and name):
+        raise HarnessError(f"{path!r} is not of the form module:attribute")
     try:
         return getattr(import_module(module), name)
     except (ImportError, AttributeError, ValueError) as exc:

@@ -46,7 +46,7 @@ class ClaimCheck:
             return message
         claim = claim_of(message, datetime.now(UTC), self.retention)
         self.store.put(claim.key, body)
-        return checked_in(message, claim)
+        return checked_in(message, claim, room=self.above)
 
     def fetch(self, claim: Claim) -> bytes:
         """Return a claim's payload.

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import shlex
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import click
-from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 
 from unlost.chaos import checker, evidence, nemesis
@@ -27,7 +29,7 @@ from unlost.chaos.picture import page
 from unlost.chaos.places import Places
 from unlost.chaos.report import Figures, exit_status, explain, figures, table
 from unlost.chaos.runner import rules
-from unlost.chaos.workload import make
+from unlost.chaos.workload import Workload, from_fields, make
 from unlost.cli.errors import Exit, reports_errors
 from unlost.cli.progress import progress
 from unlost.config import environment
@@ -35,6 +37,27 @@ from unlost.errors import ConfigurationError, HarnessError
 
 #: Fields of nemeses that take several values, joined by ``+``.
 _LISTS = frozenset({"targets", "links", "faults", "points"})
+
+#: Fields of every workload that have an option of their own.
+_OWN_OPTIONS = {"rate": "--rate", "duration": "--minutes", "threads": "--threads"}
+
+
+class _Positive(click.FloatRange):
+    """More than zero, and not without end."""
+
+    def __init__(self) -> None:
+        super().__init__(min=0, min_open=True)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Read a number."""
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is no amount.", param, ctx)
+        return number
+
+
+_POSITIVE = _Positive()
+_COUNT = click.IntRange(min=1)
 
 
 @click.group()
@@ -46,11 +69,11 @@ def chaos() -> None:
 @click.option("--app", required=True, help="Import path of the Celery app, module:attribute.")
 @click.option("--workload", required=True, help="Import path of the workload, module:Class.")
 @click.option("--option", "options", multiple=True, metavar="NAME=VALUE", help="A field of the workload.")
-@click.option("--minutes", type=float, default=1.0, show_default=True, help="How long to publish.")
-@click.option("--rate", type=float, default=50.0, show_default=True, help="Messages a second.")
-@click.option("--threads", type=int, default=1, show_default=True, help="How many publish at once.")
-@click.option("--workers", type=int, default=2, show_default=True, help="Worker processes.")
-@click.option("--concurrency", type=int, default=2, show_default=True, help="Pool processes of each.")
+@click.option("--minutes", type=_POSITIVE, default=1.0, show_default=True, help="How long to publish.")
+@click.option("--rate", type=_POSITIVE, default=50.0, show_default=True, help="Messages a second.")
+@click.option("--threads", type=_COUNT, default=1, show_default=True, help="How many publish at once.")
+@click.option("--workers", type=_COUNT, default=2, show_default=True, help="Worker processes.")
+@click.option("--concurrency", type=_COUNT, default=2, show_default=True, help="Pool processes of each.")
 @click.option("--seed", type=int, default=1, show_default=True, help="Of the nemeses.")
 @click.option(
     "--nemesis",
@@ -62,6 +85,8 @@ def chaos() -> None:
 )
 @click.option("--nodes", type=click.Choice(["1", "3"]), default="1", help="Of the broker.")
 @click.option("--store", help="postgresql, mariadb, redis, or the URL of an empty database. Usual: SQLite.")
+@click.option("--image", metavar="NAME", help="Run each worker in a container of this image; it has the app.")
+@click.option("--env", "variables", multiple=True, metavar="NAME=VALUE", help="A variable of the workers.")
 @click.option("--html", type=click.Path(path_type=Path), help="Write a page with a picture of the run.")
 @click.option("--record", type=click.Path(path_type=Path), help="Append the run to a record (JSON lines).")
 @click.option("--keep", is_flag=True, help="Keep history and logs also when all went well.")
@@ -80,6 +105,8 @@ def run(
     nemeses: tuple[str, ...],
     nodes: str,
     store: str | None,
+    image: str | None,
+    variables: tuple[str, ...],
     html: Path | None,
     record: Path | None,
     keep: bool,
@@ -96,16 +123,16 @@ def run(
         KillWorkers(every=timedelta(seconds=3)),
         KillBroker(times=1),
     ]
-    load_of = {
-        **_pairs(options, "--option"),
-        "rate": rate,
-        "duration": minutes * 60,
-        "threads": threads,
-    }
+    if not all(app.partition(":")):
+        raise ConfigurationError(f"--app: {app!r} is not of the form module:attribute")
+    published = _workload(workload, options, {"rate": rate, "duration": minutes * 60, "threads": threads})
+    given = _pairs(variables, "--env", read=str)
+    _must_be_writable(html, "--html")
+    _must_be_writable(record, "--record")
     folder = Path(tempfile.mkdtemp(prefix="unlost-chaos-"))
     began = time.monotonic()
-    with Places(environ) as places, progress(console) as on_progress:
-        kit = Chaos(
+    with Places(environ) as places, progress(console) as on_progress, _kept_if_anything(folder):
+        outcome = Chaos(
             places,
             folder,
             environ=environ,
@@ -114,17 +141,15 @@ def run(
             store=store,
             repeat=_command(),
             on_progress=on_progress,
+        ).run(
+            app=app,
+            workload=published,
+            nemeses=chosen,
+            workers=workers,
+            concurrency=concurrency,
+            environment=given,
+            image=image,
         )
-        try:
-            outcome = kit.run(
-                app=app,
-                workload=make(workload, load_of),
-                nemeses=chosen,
-                workers=workers,
-                concurrency=concurrency,
-            )
-        except HarnessError as exc:
-            raise type(exc)(f"{exc} (history and logs are kept in {folder})") from exc
     judgement = outcome.judge(*rules(chosen)[:-1])
     shown = figures(judgement, outcome.history)
     status = exit_status(shown)
@@ -153,6 +178,7 @@ def check(path: Path, html: Path | None, as_json: bool) -> None:
     """
     console = Console(quiet=as_json)
     history = load(path)
+    _must_be_writable(html, "--html")
     judgement = checker.check(history, _rules_of(history))
     shown = figures(judgement, history)
     if html:
@@ -195,18 +221,58 @@ def _nemesis(text: str) -> Nemesis:
         for field, value in values.items()
     }
     try:
-        made: Nemesis = TypeAdapter(kind).validate_python(values)
-    except (ValidationError, ValueError) as exc:
-        raise ConfigurationError(f"--nemesis {text}: {exc}") from exc
+        made: Nemesis = from_fields(kind, values)
+        made.schedule("", timedelta(seconds=1))  # refuses times that make no schedule
+    except ValueError as exc:
+        raise ConfigurationError(f"--nemesis {text}: {name} {exc}") from exc
     return made
 
 
-def _pairs(given: tuple[str, ...] | list[str], option: str) -> Mapping[str, Any]:
+def _workload(path: str, options: tuple[str, ...], load: Mapping[str, Any]) -> Workload:
+    fields = _pairs(options, "--option")
+    for name, own in _OWN_OPTIONS.items():
+        if name in fields:
+            raise ConfigurationError(f"--option: {name} has an option of its own, {own}")
+    try:
+        return make(path, {**fields, **load})
+    except HarnessError as exc:
+        raise ConfigurationError(f"--workload: {exc}") from exc
+
+
+def _pairs(
+    given: tuple[str, ...] | list[str], option: str, *, read: Callable[[str], Any] | None = None
+) -> dict[str, Any]:
     pairs = [each.partition("=") for each in given]
     for name, equals, _ in pairs:
         if not equals:
             raise ConfigurationError(f"{option}: {name!r} is not of the form name=value")
-    return {name: _value(text) for name, _, text in pairs}
+    return {name: (read or _value)(text) for name, _, text in pairs}
+
+
+def _must_be_writable(path: Path | None, option: str) -> None:
+    """Make its folder; what a run came to must not be lost because nobody looked."""
+    if path is None:
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise ConfigurationError(f"{option}: {path} cannot be written: {exc.strerror}") from exc
+    if path.is_dir():
+        raise ConfigurationError(f"{option}: {path} is a directory")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ConfigurationError(f"{option}: {path} cannot be written")
+
+
+@contextmanager
+def _kept_if_anything(folder: Path) -> Iterator[None]:
+    """Say where the folder of a run that could not be made is, unless nothing was written there."""
+    try:
+        yield
+    except HarnessError as exc:
+        if any(each.is_file() for each in folder.rglob("*")):
+            raise type(exc)(f"{exc} (history and logs are kept in {folder})") from exc
+        shutil.rmtree(folder)
+        raise
 
 
 def _value(text: str) -> Any:

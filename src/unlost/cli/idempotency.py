@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import click
@@ -130,9 +131,20 @@ def purge(older_than: float | None, store: str | None, yes: bool, as_json: bool)
 
 def _open(url: str | None) -> Ledger:
     settings = config.load({"store": url} if url else None)
+    _refuse_missing_file(settings.store)
     ledger = open_store(settings.store, lease=settings.lease)
     ledger.create_schema()
     return ledger
+
+
+def _refuse_missing_file(url: str) -> None:
+    """A mistyped path must not become an empty store, in which there is nothing to be found."""
+    scheme, _, path = url.partition(":///")
+    file = Path(path.partition("?")[0])
+    if scheme.startswith("sqlite") and path and not path.startswith(":") and not file.exists():
+        raise ConfigurationError(
+            f"there is no store {url}: no file {file.absolute()} (--store, UNLOST_STORE)"
+        )
 
 
 def _what_of(row: Row, *, done: bool) -> str:

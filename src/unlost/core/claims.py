@@ -23,6 +23,13 @@ from unlost.core.message import Outgoing
 from unlost.errors import ClaimLost
 
 _FIELD = "claim"
+_WAITING = "waiting"
+
+#: How Celery's JSON ends of a task that embeds nothing.
+_NOBODY = b', {"callbacks": null, "errbacks": null, "chain": null, "chord": null}]'
+
+#: Of what a task's body embeds, who is told when it does not succeed.
+_DEPENDENTS = ("errbacks", "chord")
 _JSON = {"content_type": "application/json", "content_encoding": "utf-8"}
 
 
@@ -88,15 +95,51 @@ def claim_of(message: Outgoing, now: datetime, retention: timedelta) -> Claim:
     )
 
 
-def checked_in(message: Outgoing, claim: Claim) -> Outgoing:
-    """Return the message with the claim in place of its body."""
+def checked_in(message: Outgoing, claim: Claim, room: int) -> Outgoing:
+    """Return the message with the claim in place of its body.
+
+    Args:
+        message: With its body.
+        claim: Of that.
+        room: Bytes that errbacks and chord may take: they travel, for when the payload is gone.
+    """
     headers = {name: value for name, value in message.headers.items() if name != "compression"}
+    waiting = _waiting_in(message) if not claim.compression else {}
+    body: dict[str, Any] = {_FIELD: asdict(claim)}
+    if waiting and len(json.dumps(waiting)) <= room:
+        body[_WAITING] = waiting
     return replace(
         message,
-        body=json.dumps({_FIELD: asdict(claim)}),
+        body=json.dumps(body),
         headers={**headers, h.CLAIM: 1},
         properties={**message.properties, **_JSON},
     )
+
+
+def _waiting_in(message: Outgoing) -> dict[str, Any]:
+    """Return errbacks and chord of a task's body; the bodies of most are not read, for they embed nothing."""
+    if body_of(message).endswith(_NOBODY):
+        return {}
+    try:
+        _args, _kwargs, embed = json.loads(message.body)
+        return {name: embed[name] for name in _DEPENDENTS if embed.get(name)}
+    except (AttributeError, TypeError, ValueError):
+        return {}
+
+
+def waiting_of(body: bytes | str) -> Mapping[str, Any]:
+    """Return what a delivered claim says of errbacks and chord, as a task's body would embed it.
+
+    Nothing where they had no room, in what an older release published, and where it is no claim.
+    """
+    try:
+        payload = json.loads(body)
+    except (ValueError, RecursionError):
+        return {}
+    waiting = payload.get(_WAITING) if isinstance(payload, Mapping) else None
+    if not isinstance(waiting, Mapping):
+        return {}
+    return {name: waiting[name] for name in _DEPENDENTS if name in waiting}
 
 
 def read_claim(payload: Any) -> Claim:

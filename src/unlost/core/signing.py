@@ -41,6 +41,7 @@ from unlost.core.message import Outgoing
 UNSIGNED = "unsigned"
 BAD_SIGNATURE = "bad-signature"
 EXPIRED_SIGNATURE = "expired-signature"
+UNSIGNABLE = "unsignable"
 
 #: Says what is signed, and how; goes into it, so that another scheme's signature is never one of this.
 SCHEME = "v1"
@@ -92,9 +93,26 @@ class Seal:
         properties = message.properties
         if isinstance(message.body, str):
             properties = {**properties, "content_encoding": properties.get("content_encoding") or "utf-8"}
-        headers = {**h.unsealed(message.headers), h.KEY_ID: self.sign_with, h.SIGNED_AT: epoch_ms(at)}
-        headers[h.SIGNATURE] = _signature(self.keys[self.sign_with], headers, properties, body)
+        headers = {**h.unsealed(message.headers), **self.marks(epoch_ms(at))}
+        headers[h.SIGNATURE] = self.signature_of(head_of(headers, properties), body)
         return replace(message, headers=headers, properties=properties)
+
+    def marks(self, at_ms: int) -> dict[str, Any]:
+        """Return the headers that say who signs and since when; they are signed, too.
+
+        Args:
+            at_ms: Since when, in epoch milliseconds.
+        """
+        return {h.KEY_ID: self.sign_with, h.SIGNED_AT: at_ms}
+
+    def signature_of(self, head: bytes, body: bytes) -> str:
+        """Return the signature of a message.
+
+        Args:
+            head: What :func:`head_of` makes of it, :meth:`marks` included.
+            body: As it travels.
+        """
+        return _digest(self.keys[self.sign_with], head, body)
 
     def flaw_of(self, headers: Mapping[str, Any], properties: Mapping[str, Any], body: bytes) -> Flaw | None:
         """Return why a message is not to be believed, or ``None``; its age is :meth:`is_expired`'s.
@@ -143,14 +161,22 @@ def _is_same(given: str, made: str) -> bool:
 
 
 def _signature(key: bytes, headers: Mapping[str, Any], properties: Mapping[str, Any], body: bytes) -> str:
+    return _digest(key, head_of(headers, properties), body)
+
+
+def head_of(headers: Mapping[str, Any], properties: Mapping[str, Any]) -> bytes:
+    """Return what is signed of a message in front of its body."""
     said = [
         SCHEME,
         {str(name): _canonical(value) for name, value in h.sealed(headers).items()},
         [str(properties.get(name) or "") for name in _PROPERTIES],
     ]
+    return json.dumps(said, sort_keys=True, separators=(",", ":")).encode()
+
+
+def _digest(key: bytes, head: bytes, body: bytes) -> str:
     # JSON escapes line feeds, so the one before the body is the first.
-    head = json.dumps(said, sort_keys=True, separators=(",", ":"))
-    made = hmac.new(key, head.encode() + b"\n", hashlib.sha256)
+    made = hmac.new(key, head + b"\n", hashlib.sha256)
     made.update(body)
     return made.hexdigest()
 

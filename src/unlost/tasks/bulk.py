@@ -18,6 +18,7 @@ from unlost.core.message import Outgoing
 from unlost.core.outcome import Outcome
 from unlost.errors import ConfigurationError, KeyConflict, PublishError, StoreUnavailable
 from unlost.observe.context import current_correlation_id
+from unlost.tasks.payload import guard
 from unlost.tasks.runtime import Runtime
 from unlost.tasks.sink import captured
 from unlost.tasks.template import MessageTemplate
@@ -128,6 +129,8 @@ class Renderer:
         self._fills_in = fills_in
         self._template: MessageTemplate | None = None
         self._ready = task.app.amqp.ready
+        #: Signs in the template's stead, unless the body may yet go to a claim store.
+        self._seal = runtime.seal if runtime.claims is None else None
         #: ``task_always_eager``: nothing is published, the call returns when the task has run.
         self.runs_at_once = bool(task.app.conf.task_always_eager)
         given = (options.get("headers") or {}).get(h.CORRELATION_ID)
@@ -146,11 +149,17 @@ class Renderer:
         args, kwargs = _call_of(item)
         if self._template is not None:
             args, kwargs = self._checked(args, kwargs)
-            return [self._ready(self._template.fill(args, kwargs))]
+            message = self._template.fill(args, kwargs)
+            if self._seal is None:
+                return [self._ready(message)]
+            guard(message, self._runtime.settings)
+            return [message]
         with captured(self._runtime.sink) as sink:
             self._task.apply_async(args, kwargs, **self._options)
         if self._fills_in and len(sink.messages) == 1:
-            self._template = MessageTemplate(sink.messages[0], new_correlation=self._new_correlation)
+            self._template = MessageTemplate(
+                sink.messages[0], new_correlation=self._new_correlation, seal=self._seal
+            )
         # Behind the template: a claim belongs to one message.
         return [self._ready(each) for each in sink.messages]
 

@@ -29,7 +29,7 @@ from unlost.core.envelope import problem_of_headers
 from unlost.core.headers import Failure
 from unlost.core.message import Outgoing
 from unlost.core.parking import next_park
-from unlost.core.signing import EXPIRED_SIGNATURE, Flaw, signed_at_of
+from unlost.core.signing import EXPIRED_SIGNATURE, UNSIGNABLE, Flaw, signed_at_of
 from unlost.errors import BrokerError, ConfigurationError, InvalidMessage, TopologyError
 from unlost.tasks.amqp import route
 from unlost.tasks.attempt import NOT_OURS_TO_REPEAT, origin_of
@@ -355,10 +355,19 @@ class ReliableConsumer(Consumer):
             self._runtime.publisher.publish(self._signed(light, message))
 
     def _signed(self, copy: Outgoing, message: Any) -> Outgoing:
-        """Sign a delivery's copy if the delivery is believed; as old as that, for it is only passed on."""
+        """Sign a delivery's copy if the delivery is believed; as old as that, for it is only passed on.
+
+        What cannot be signed is a letter without: given back, it would come again without end.
+        """
         if not self._is_believed(message):
             return copy
-        return self._runtime.signed(copy, signed_at_of(message.headers))
+        try:
+            return self._runtime.signed(copy, signed_at_of(message.headers))
+        except (LookupError, ValueError) as exc:
+            logger.exception("the copy of a delivery on %s cannot be signed", message.queue)
+            if copy.exchange == naming.dead_letter_exchange_of(self._runtime.topology.name):
+                return copy
+            return letter_of_raw(self._runtime, message, message.queue, UNSIGNABLE, str(exc))
 
     def _queue_of(self, message: Any) -> str:
         """Return the queue a delivery came from; its routing key may be the delay path's."""

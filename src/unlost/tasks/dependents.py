@@ -17,7 +17,10 @@ from celery.exceptions import TaskRevokedError
 from kombu.exceptions import KombuError
 from kombu.serialization import loads
 
+from unlost.core import headers as h
+from unlost.core.claims import waiting_of
 from unlost.core.envelope import problem_of_body
+from unlost.tasks.received import raw_body_of
 
 logger = logging.getLogger(__name__)
 
@@ -90,6 +93,9 @@ def _backend_of(app: Celery, request: Context) -> Any:
 
 def _payload_of(message: Any) -> Any:
     """Return what a delivery's body says, or ``None``: it may be why there is a letter at all."""
+    if h.CLAIM in message.headers:
+        waiting = waiting_of(raw_body_of(message))
+        return ([], {}, waiting) if waiting and problem_of_body([[], {}, waiting]) is None else None
     accepted = {"application/json"}
     try:
         payload = loads(message.body, message.content_type, message.content_encoding, accept=accepted)

@@ -35,6 +35,7 @@ from celery.worker.request import Request
 from celery.worker.state import task_ready
 
 from unlost.core import headers as h
+from unlost.core.claims import waiting_of
 from unlost.core.clock import epoch_ms, moment_of
 from unlost.core.envelope import problem_of_body
 from unlost.errors import StoreError
@@ -66,7 +67,7 @@ class ReliableRequest(Request):
         has_claim = h.CLAIM in message.headers
         if has_claim:
             # The payload is fetched where it is used: never on the worker's main loop.
-            options |= {"body": [[], {}, {}], "decoded": True}
+            options |= {"body": [[], {}, waiting_of(raw_body_of(message))], "decoded": True}
         super().__init__(message, **options)
         problem = problem_of_body(self._payload)
         if problem is not None:

@@ -13,7 +13,8 @@ import os
 import re
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from struct import pack
 from typing import Any
 
@@ -28,6 +29,7 @@ from unlost.broker.frames import encode_properties
 from unlost.core import headers as h
 from unlost.core.ids import Generation, MessageId, amqp_message_id
 from unlost.core.message import Outgoing
+from unlost.core.signing import Seal, head_of
 
 #: Options that are the same for every message of a bulk.
 _CONSTANT = frozenset(
@@ -89,10 +91,12 @@ class MessageTemplate:
     Args:
         sample: A message that ``apply_async`` made.
         new_correlation: Whether each message begins a correlation of its own.
+        seal: Signs each message; ``None`` leaves that to others.
     """
 
-    def __init__(self, sample: Outgoing, *, new_correlation: bool) -> None:
+    def __init__(self, sample: Outgoing, *, new_correlation: bool, seal: Seal | None = None) -> None:
         self._sample = sample
+        self._seal = seal
         args, kwargs, self._embed = json.loads(sample.body)
         own = sample.headers["id"]
         self._ids = [name for name, value in sample.headers.items() if value == own]
@@ -104,7 +108,7 @@ class MessageTemplate:
         self._encoder = JSONEncoder()
         self._rest = f", {self._encoder.encode(self._embed)}]"
         self._splices = _is_kombus_json() and self._spliced(args, kwargs) == sample.body
-        self._pattern, self._order = self._encode()
+        self._pattern, self._head = self._encode()
 
     def fill(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Outgoing:
         """Return a message with these arguments and ids of its own.
@@ -117,8 +121,13 @@ class MessageTemplate:
             correlation = ""
         now = int(time.time() * 1000)
         message = self._filled(self._body(args, kwargs), task_id, correlation, now)
-        values = (task_id.encode(), correlation.encode(), pack(">q", now))
-        return message.with_encoded(self._pattern % tuple([values[which] for which in self._order]))
+        values = [task_id.encode(), correlation.encode(), pack(">q", now), b"%d" % now]
+        if self._seal is not None:
+            signature = self._seal.signature_of(self._head.filled(values), message.raw_body)
+            # Its own dictionary, made just now.
+            message.headers[h.SIGNATURE] = signature  # type: ignore[index]
+            values.append(signature.encode())
+        return message.with_encoded(self._pattern.filled(values))
 
     def _body(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes | str:
         """Return what kombu makes of a task's body; of what is the same in all, only once."""
@@ -146,6 +155,8 @@ class MessageTemplate:
             headers[name] = task_id
         if correlation:
             headers[h.CORRELATION_ID] = correlation
+        if self._seal is not None:
+            headers.update(self._seal.marks(now))
         properties = {**sample.properties}
         for name in self._id_properties:
             properties[name] = task_id
@@ -158,20 +169,52 @@ class MessageTemplate:
             properties=properties,
         )
 
-    def _encode(self) -> tuple[bytes, list[int]]:
-        """Encode a message of unmistakable values; return it with holes for them, and which is which."""
+    def _encode(self) -> tuple[Pattern, Pattern]:
+        """Encode a message of unmistakable values; return it with holes, and what is signed of it."""
         task_id, correlation = str(uuid.uuid4()), uuid.uuid4().hex
         # As long as any time to come: more than 32 bits make AMQP's "L".
         now = (1 << 62) | (uuid.uuid4().int >> 68)
-        encoded = encode_properties(
-            self._filled(self._sample.body, task_id, correlation if self._new_correlation else "", now)
-        )
-        marks = [task_id.encode(), correlation.encode(), pack(">q", now)]
+        signature = uuid.uuid4().hex + uuid.uuid4().hex
+        message = self._filled(self._sample.body, task_id, correlation if self._new_correlation else "", now)
+        marks = [task_id.encode(), correlation.encode(), pack(">q", now), b"%d" % now, signature.encode()]
+        head = Pattern.of(head_of(message.headers, _as_encoded(message)), marks)
+        if self._seal is not None:
+            message = replace(message, headers={**message.headers, h.SIGNATURE: signature})
+        return Pattern.of(encode_properties(message), marks), head
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """Bytes with holes in them.
+
+    Attributes:
+        text: What is around the holes, for ``%``.
+        order: Which value goes into each.
+    """
+
+    text: bytes
+    order: Sequence[int]
+
+    @classmethod
+    def of(cls, filled: bytes, marks: Sequence[bytes]) -> Pattern:
+        """Return bytes with a hole wherever one of the marks stands."""
         pattern = b"(" + b"|".join(re.escape(mark) for mark in marks) + b")"
         # Every second part is a mark.
-        parts = re.split(pattern, encoded)
+        parts = re.split(pattern, filled)
         order = [marks.index(mark) for mark in parts[1::2]]
-        return b"%b".join(part.replace(b"%", b"%%") for part in parts[::2]), order
+        return cls(b"%b".join(part.replace(b"%", b"%%") for part in parts[::2]), order)
+
+    def filled(self, values: Sequence[bytes]) -> bytes:
+        """Return them with values in the holes."""
+        return self.text % tuple([values[which] for which in self.order])
+
+
+def _as_encoded(message: Outgoing) -> dict[str, Any]:
+    """Return the properties as they travel: a text without an encoding goes as UTF-8."""
+    encoding = message.properties.get("content_encoding") or (
+        "utf-8" if isinstance(message.body, str) else None
+    )
+    return {**message.properties, "content_encoding": encoding}
 
 
 def _is_kombus_json() -> bool:

@@ -41,6 +41,7 @@ from unlost.core.settlement import (
     Superseded,
     spread_of,
 )
+from unlost.core.signing import UNSIGNABLE
 from unlost.errors import BrokerError, ClaimLost, ConfigurationError, LeaseLost, StoreError, StoreUnavailable
 from unlost.idempotency.memory import Unrecorded
 from unlost.idempotency.none import NoStore
@@ -297,7 +298,7 @@ def _publish_decision(runtime: Runtime, attempt: Attempt, traced: Any) -> Any:
         raise ValueError("nothing was decided")
     runtime.points.reach(Point.DECIDED, attempt.message)
     try:
-        _publish(runtime, _decision_message(runtime, attempt, decided))
+        _publish(runtime, attempt, _decision_message(runtime, attempt, decided))
     except (BrokerError, ConfigurationError) as exc:
         logger.exception("%s: its %s could not be published", attempt.message, decided.state)
         return _given_back(f"publish failed: {exc}")
@@ -344,7 +345,7 @@ def _park(task: ReliableTask, runtime: Runtime, attempt: Attempt, error: Excepti
     exchange = naming.dead_letter_exchange_of(runtime.topology.name)
     message_id = amqp_message_id(attempt.message, generation)
     try:
-        _publish(runtime, outgoing(attempt, exchange, attempt.queue, letter, message_id))
+        _publish(runtime, attempt, outgoing(attempt, exchange, attempt.queue, letter, message_id))
     except (BrokerError, ConfigurationError) as exc:
         logger.exception("%s: its letter could not be published", attempt.message)
         return _given_back(f"publish failed: {exc}")
@@ -377,17 +378,17 @@ def _put_back(runtime: Runtime, attempt: Attempt, headers: dict[str, Any], due: 
     message_id = amqp_message_id(attempt.message, h.generation_of(attempt.headers))
     message = outgoing(attempt, *route(runtime.topology, attempt.queue, due), headers, message_id)
     try:
-        _publish(runtime, message)
+        _publish(runtime, attempt, message)
     except BrokerError as exc:
         logger.exception("%s could not be put back", attempt.message)
         return _given_back(f"it could not be put back: {exc}")
     return _ignored(f"{attempt.message} cannot run now: back at {due}")
 
 
-def _publish(runtime: Runtime, message: Outgoing) -> None:
+def _publish(runtime: Runtime, attempt: Attempt, message: Outgoing) -> None:
     """Publish, again and again: the delivery is held meanwhile, so a missing exchange loses nothing."""
     patience = runtime.settings.settle_patience
-    signed = runtime.signed(message)
+    signed = _signed(runtime, attempt, message)
     Retrying(
         retry=retry_if_exception_type(BrokerError),
         wait=wait_exponential(multiplier=0.5, max=10),
@@ -395,6 +396,22 @@ def _publish(runtime: Runtime, message: Outgoing) -> None:
         before_sleep=before_sleep_log(logger, logging.ERROR),
         reraise=True,
     )(lambda: runtime.publisher.publish(signed, patience=patience))
+
+
+def _signed(runtime: Runtime, attempt: Attempt, message: Outgoing) -> Outgoing:
+    """Sign; what cannot be signed is a letter without: given back, it would come again without end."""
+    try:
+        return runtime.signed(message)
+    except (LookupError, ValueError) as exc:
+        logger.exception("%s: its copy cannot be signed", attempt.message)
+        exchange = naming.dead_letter_exchange_of(runtime.topology.name)
+        if message.exchange == exchange:
+            return message
+        named = {**attempt.headers, h.QUEUE: attempt.queue}
+        generation = h.generation_of(attempt.headers)
+        letter = h.letter(named, generation, failure_of(exc, UNSIGNABLE), attempt.origin)
+        message_id = amqp_message_id(attempt.message, generation)
+        return outgoing(attempt, exchange, attempt.queue, letter, message_id)
 
 
 def _settled(traced: Any) -> Any:

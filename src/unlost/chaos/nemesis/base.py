@@ -165,7 +165,9 @@ class Nemesis(ABC):
         """
         if self.every is not None and self.times is not None:
             raise ValueError(f"{type(self).__name__}: give every or times, not both")
-        if (self.times is not None and self.times < 1) or (self.every is not None and not self.every):
+        if (self.times is not None and self.times < 1) or (
+            self.every is not None and self.every <= timedelta()
+        ):
             raise ValueError(f"{type(self).__name__}: every and times must be more than zero")
         rng = random.Random(seed)  # noqa: S311 - choices that can be repeated, no secret
         moments = self._paced(rng, self.every, span) if self.every else self._spread(rng, span)
