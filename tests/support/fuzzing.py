@@ -112,6 +112,7 @@ class Fates:
     def strangers(self) -> list[str]:
         """Return what the letters name as their cause that are neither given nor the links of what ended."""
         ended = {message.partition("[")[2].removesuffix("]") for message in self._states}
+        ended |= {str((self.given[number].headers or {}).get("id")) for number in self.letters}
         return [cause for cause in self._successors if cause not in ended]
 
     def _take_letters(self) -> None:
@@ -123,7 +124,8 @@ class Fates:
                 headers: Mapping[Any, Any] = message.properties.get("application_headers") or {}
                 number = number_of(headers, message.properties, body)
                 if number is None:
-                    self._successors.append(str(headers.get(h.CAUSATION_ID)))
+                    # Errbacks of what no body has run for name their cause as Celery does.
+                    self._successors.append(str(headers.get(h.CAUSATION_ID) or headers.get("parent_id")))
                 else:
                     letter = Letter(str(headers.get(h.DEATH_REASON) or ""), body)
                     self.letters.setdefault(number, []).append(letter)

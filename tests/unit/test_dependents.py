@@ -141,3 +141,10 @@ def test_an_errback_that_is_a_task_is_sent(app: Celery) -> None:
     assert [(each.headers["task"], json.loads(each.body)[0]) for each in kept.messages] == [
         ("shop.elsewhere", ["m"])
     ]
+
+
+def test_a_header_named_like_an_errback_is_none(app: Celery) -> None:
+    """Who waits for a task is said in its body; a header's word would have any task published."""
+    with captured(runtime_of(app).sink) as kept:
+        tell_failed(app, unreadable({**HEADERS, "errbacks": ["shop.anything"]}), "undecodable", "?")
+    assert kept.messages == []

@@ -18,6 +18,9 @@ _EMBED: Mapping[str, type | tuple[type, ...]] = {
     "chord": Mapping,
 }
 
+#: What a task's body embeds of other tasks; a header of such a name is not Celery's.
+EMBEDDED = frozenset(_EMBED)
+
 #: Types of most headers' values, which take few bytes beside a text's own.
 _PLAIN = frozenset({str, int, float, bool, type(None)})
 _PLAIN_BYTES = 16

@@ -19,7 +19,7 @@ from kombu.serialization import loads
 
 from unlost.core import headers as h
 from unlost.core.claims import waiting_of
-from unlost.core.envelope import problem_of_body
+from unlost.core.envelope import EMBEDDED, problem_of_body
 from unlost.tasks.received import raw_body_of
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,8 @@ def tell_failed(app: Celery, message: Any, reason: str, text: str) -> None:
     payload = _payload_of(message)
     args, kwargs, embed = payload or ((), {}, {})
     # Celery asks the delivery whether it was eager, before it sends errbacks.
-    given = {**headers, **(embed or {}), "args": args, "kwargs": kwargs, "delivery_info": {}}
+    own = {name: value for name, value in headers.items() if name not in EMBEDDED}
+    given = {**own, **(embed or {}), "args": args, "kwargs": kwargs, "delivery_info": {}}
     request, why = Context(given), DeadLettered(f"{reason}: {text}")
     _tell(app, request, why, states.FAILURE)
     if payload is None and request.group:
