@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from celery import Celery, states
+from celery.app.task import Context
 from celery.app.trace import trace_ok_t
 from celery.exceptions import Ignore
 
@@ -165,3 +166,22 @@ def test_a_key_that_cannot_be_computed_ends_by_the_retry_policy(
     _, (letter,) = deliver(runtime, task)
     assert letter.headers[h.DEATH_REASON] == "permanent"
     assert letter.headers[h.DEATH_EXCEPTION_TYPE] == "builtins.AttributeError"
+
+
+@pytest.mark.parametrize("custom", [{}, {"tenant": "north", h.KEY: "k"}])
+def test_a_task_finds_the_headers_that_celery_would_give_it(
+    runtime: Runtime, task: Any, custom: dict[str, Any]
+) -> None:
+    """``request.headers`` holds what is no part of Celery's protocol, whoever takes it out."""
+    given = {"task": task.name, "id": "m", "lang": "py", "timelimit": [None, None], "retries": 0, **custom}
+    protocol = {"properties": {"application_headers": given}, "delivery_info": {"routing_key": WORK}}
+    ours = {**given, **protocol, h.HOLDER: make_holder(), h.RAW_BODY: b"[[], {}, {}]"}
+    seen = []
+
+    def trace(*call: Any) -> Any:
+        """Build the request as Celery's tracer does."""
+        seen.append(Context(call[3], args=(), called_directly=False, kwargs={}).headers)
+        return trace_ok_t(None, None, 0.0, None)
+
+    tracer.wrap(task, runtime, trace)("m", (), {}, ours)
+    assert seen[0] == Context({**given, **protocol}, args=(), called_directly=False, kwargs={}).headers

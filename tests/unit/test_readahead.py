@@ -8,9 +8,10 @@ from struct import pack
 from typing import Any
 
 import pytest
+from amqp.exceptions import RecoverableConnectionError
 from amqp.transport import TCPTransport
 
-from unlost.broker.readahead import AHEAD, read_ahead
+from unlost.broker.readahead import AHEAD, AT_ONCE, read_ahead, read_all
 
 
 class Reader(TCPTransport):
@@ -18,15 +19,17 @@ class Reader(TCPTransport):
 
     def __init__(self, connected: socket.socket) -> None:
         super().__init__("127.0.0.1:1")
+        # As kombu sets it for a connection on an event loop.
+        self.raise_on_initial_eintr = True
         self.sock = connected
         self._setup_transport()
         self.reads = 0
         self._quick_recv: Callable[[int], bytes] = self._counted
         read_ahead(self)
 
-    def _counted(self, size: int) -> bytes:
+    def _counted(self, size: int, flags: int = 0) -> bytes:
         self.reads += 1
-        return self.sock.recv(size)
+        return self.sock.recv(size, flags)
 
 
 @pytest.fixture
@@ -73,3 +76,79 @@ def test_a_frame_larger_than_the_buffer_is_read_whole(ends: tuple[Reader, socket
     large = bytes(3 * AHEAD)
     theirs.sendall(frame(large) + frame(b"next"))
     assert frames_of(reader, 2) == [large, b"next"]
+
+
+class Connection:
+    """As much of a connection as its reader in the event loop needs; a frame is a delivery."""
+
+    def __init__(self, transport: Reader) -> None:
+        self.transport = transport
+        self.connected = True
+        self.received: list[bytes] = []
+
+    def on_inbound_frame(self, frame: Any) -> bool:
+        """Receive one frame, and see that the socket waits again for whoever handles it."""
+        assert not self.transport.flags
+        self.received.append(frame[2])
+        return True
+
+
+class Loop:
+    """An event loop that notes what it is to do next."""
+
+    def __init__(self) -> None:
+        self.next: list[Any] = []
+
+    def call_soon(self, *call: Any) -> None:
+        """Note a call."""
+        self.next.append(call)
+
+
+def test_all_that_was_read_is_handled_in_one_turn(ends: tuple[Reader, socket.socket]) -> None:
+    """What no longer makes the socket readable is not left for a turn that nothing would bring about."""
+    reader, theirs = ends
+    connection, loop = Connection(reader), Loop()
+    theirs.sendall(b"".join(frame(b"%d" % n) for n in range(3)))
+    read_all(connection, loop)
+    assert connection.received == [b"0", b"1", b"2"]
+    assert reader.reads == 1
+    assert not loop.next
+
+
+def test_a_delivery_that_is_cut_waits_for_its_rest(ends: tuple[Reader, socket.socket]) -> None:
+    """Its beginning stays where it is, and the rest makes the socket readable."""
+    reader, theirs = ends
+    connection, loop = Connection(reader), Loop()
+    theirs.sendall(frame(b"whole") + frame(b"cut")[:5])
+    read_all(connection, loop)
+    assert connection.received == [b"whole"]
+    theirs.sendall(frame(b"cut")[5:])
+    read_all(connection, loop)
+    assert connection.received == [b"whole", b"cut"]
+    assert not loop.next
+
+
+def test_a_flood_does_not_keep_the_loop(ends: tuple[Reader, socket.socket]) -> None:
+    """After some deliveries the others' turn comes, and the rest is not forgotten."""
+    reader, theirs = ends
+    connection, loop = Connection(reader), Loop()
+    theirs.sendall(b"".join(frame(b"%d" % n) for n in range(AT_ONCE + 1)))
+    read_all(connection, loop)
+    assert len(connection.received) == AT_ONCE
+    ((again, *arguments),) = loop.next
+    again(*arguments)
+    assert len(connection.received) == AT_ONCE + 1
+
+
+def test_nothing_to_read_is_no_error_and_a_lost_connection_is(ends: tuple[Reader, socket.socket]) -> None:
+    """The loop goes on, or connects again."""
+    reader, theirs = ends
+    connection, loop = Connection(reader), Loop()
+    read_all(connection, loop)
+    assert not connection.received
+    theirs.close()
+    with pytest.raises(OSError, match="closed"):
+        read_all(connection, loop)
+    connection.connected = False
+    with pytest.raises(RecoverableConnectionError):
+        read_all(connection, loop)

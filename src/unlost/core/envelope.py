@@ -55,13 +55,22 @@ def problem_of_headers(headers: Any) -> str | None:
     if not isinstance(headers.get("stamps") or {}, Mapping):
         return "header 'stamps' is no mapping"
     for name in TIMES:
-        if _is_integer(headers.get(name)) and not 0 <= headers[name] <= LATEST_MS:
+        moment = headers.get(name)
+        if type(moment) is int and not 0 <= moment <= LATEST_MS:
             return f"header {name!r} is no time"
+    most = 0
     for name, value in headers.items():
-        if type(value) not in _PLAIN and str(name).startswith(h.PREFIX) and _is_nested(value):
-            # Ours are texts and numbers; whoever reads one looks it up or compares it.
-            return f"header {name!r} is no text or number"
-    if not _fit(headers):
+        kind = type(value)
+        most += _PLAIN_BYTES + 4 * len(name)
+        if kind is str:
+            most += 4 * len(value)
+        elif kind not in _PLAIN:
+            if str(name).startswith(h.PREFIX) and _is_nested(value):
+                # Ours are texts and numbers; whoever reads one looks it up or compares it.
+                return f"header {name!r} is no text or number"
+            most += size_of(value)
+    # Measured only where that quick bound does not tell.
+    if most > MAX_HEADER_BYTES and size_of(headers) > MAX_HEADER_BYTES:
         return f"the headers are larger than {MAX_HEADER_BYTES} bytes: no retry or letter would fit a frame"
     limits = headers.get("timelimit")
     if limits is not None and not _are_limits(limits):
@@ -111,19 +120,6 @@ def _is_signature(value: Any) -> bool:
     return value is None or (isinstance(value, Mapping) and isinstance(value.get("task"), str))
 
 
-def _fit(headers: Mapping[str, Any]) -> bool:
-    """Whether the headers leave room in a frame; measured only where no quick bound tells."""
-    most = 0
-    for name, value in headers.items():
-        kind = type(value)
-        most += _PLAIN_BYTES + 4 * len(name)
-        if kind is str:
-            most += 4 * len(value)
-        elif kind not in _PLAIN:
-            most += size_of(value)
-    return most <= MAX_HEADER_BYTES or size_of(headers) <= MAX_HEADER_BYTES
-
-
 def _is_nested(value: Any) -> bool:
     return isinstance(value, Mapping | list | tuple)
 
@@ -158,14 +154,16 @@ def _is_limit(limit: Any) -> bool:
 
 def size_of(value: Any, depth: int = 0) -> int:
     """Return how many bytes a header's value takes in a frame, or a little more."""
+    if value is None:
+        return 9
     if isinstance(value, str):
         return 5 + len(value.encode(errors="surrogatepass"))
     if isinstance(value, bytes | bytearray | memoryview):
         return 5 + len(value)
     if depth > MAX_DEPTH:
         return MAX_HEADER_BYTES
-    if isinstance(value, Mapping):
-        return 5 + sum(size_of(name) + size_of(each, depth + 1) for name, each in value.items())
     if isinstance(value, list | tuple):
         return 5 + sum(size_of(each, depth + 1) for each in value)
+    if isinstance(value, Mapping):
+        return 5 + sum(size_of(name) + size_of(each, depth + 1) for name, each in value.items())
     return 9

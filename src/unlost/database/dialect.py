@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from sqlalchemy import ColumnElement, Connection, Dialect, Double, Engine, String, Table, Text
 from sqlalchemy.dialects import mysql
 from sqlalchemy.engine import URL
-from sqlalchemy.sql.dml import Insert
+from sqlalchemy.sql.dml import Insert, Update
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from unlost.database.foreign import Transaction
@@ -100,6 +100,16 @@ class DatabaseDialect(ABC):
 
     def limit_idle(self, connection: Connection | Transaction, idle: timedelta) -> None:  # noqa: B027
         """Have the server end this transaction if it sits idle for so long, where there is a server."""
+
+    def limiting_idle(self, update: Update, idle: timedelta) -> Update | None:  # noqa: ARG002
+        """Return an update that also does what :meth:`limit_idle` does, in the same round trip.
+
+        Of an update that finds no row nobody can say whether it does.
+
+        Returns:
+            ``None`` where that takes a statement of its own, or nothing is to be done.
+        """
+        return None
 
     @contextmanager
     def visiting(self, raw: Any) -> Iterator[None]:  # noqa: ARG002

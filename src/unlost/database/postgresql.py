@@ -28,7 +28,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.engine import URL
-from sqlalchemy.sql.dml import Insert
+from sqlalchemy.sql.dml import Insert, Update
 
 from unlost.database import dialect
 from unlost.database.dialect import DatabaseDialect, Seconds, changed
@@ -83,8 +83,16 @@ class PostgreSQL(DatabaseDialect):
 
     def limit_idle(self, connection: Connection | Transaction, idle: timedelta) -> None:
         """Set ``idle_in_transaction_session_timeout`` for the rest of the transaction."""
-        name, value = "idle_in_transaction_session_timeout", f"{_milliseconds(idle)}"
-        connection.execute(select(func.set_config(name, value, True)))
+        connection.execute(select(_limited(idle)))
+
+    def limiting_idle(self, update: Update, idle: timedelta) -> Update:
+        """Return the update with the setting among what it returns: read for each row that it has locked."""
+        return update.returning(_limited(idle))
+
+
+def _limited(idle: timedelta) -> ColumnElement[str]:
+    """Return what sets ``idle_in_transaction_session_timeout`` for the rest of the transaction."""
+    return func.set_config("idle_in_transaction_session_timeout", f"{_milliseconds(idle)}", True)
 
 
 def _milliseconds(limit: timedelta) -> int:

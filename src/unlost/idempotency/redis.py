@@ -18,7 +18,7 @@ import threading
 import weakref
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import timedelta
 from typing import Any
 
@@ -35,40 +35,44 @@ PATIENCE = timedelta(seconds=5)
 _PREFIX = "{unlost}:"
 _HOLDERS = _PREFIX + "holder:"
 
+
+class _Script:
+    """A script, and the digest by which a server that has run it knows it."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.digest = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+
+
 _CLOCK = """
 local time = redis.call('TIME')
 local function after(seconds) return string.format('%.6f', time[1] + time[2] / 1000000 + seconds) end
 local function stamp() return string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000)) end
 """
 
-# KEYS: record, what the sets of a holder's records begin with. ARGV: lease, then field, value, ...
-_INSERT = (
+# KEYS: record, what the sets of a holder's records begin with. ARGV: lease, holder, then field, value, ...
+_INSERT = _Script(
     _CLOCK
     + """
 if redis.call('EXISTS', KEYS[1]) == 1 then return {after(0), redis.call('HGETALL', KEYS[1])} end
-local expires, fields = after(ARGV[1]), {}
-for i = 2, #ARGV do fields[#fields + 1] = ARGV[i] end
-redis.call('HSET', KEYS[1], 'expires', expires, 'updated_ms', stamp(), unpack(fields))
-local holder = redis.call('HGET', KEYS[1], 'holder')
-if holder ~= '' then redis.call('SADD', KEYS[2] .. holder, KEYS[1]) end
+local expires = after(ARGV[1])
+redis.call('HSET', KEYS[1], 'expires', expires, 'updated_ms', stamp(), unpack(ARGV, 3))
+if ARGV[2] ~= '' then redis.call('SADD', KEYS[2] .. ARGV[2], KEYS[1]) end
 return expires
 """
 )
 
-# KEYS: as above. ARGV: number of expected fields, then field, value, ...; then the same to write.
-_REPLACE = (
+# KEYS: as above. ARGV: number of expected fields, their names, their values; holder, then field, value, ...
+_REPLACE = _Script(
     _CLOCK
     + """
-local expected = tonumber(ARGV[1])
-if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
-for i = 1, expected do
-  if redis.call('HGET', KEYS[1], ARGV[2 * i]) ~= ARGV[2 * i + 1] then return 0 end
+local count = tonumber(ARGV[1])
+local present = redis.call('HMGET', KEYS[1], 'holder', unpack(ARGV, 2, count + 1))
+for i = 1, count do
+  if present[i + 1] ~= ARGV[count + 1 + i] then return 0 end
 end
-local before = redis.call('HGET', KEYS[1], 'holder')
-local fields = {}
-for i = 2 * expected + 2, #ARGV do fields[#fields + 1] = ARGV[i] end
-redis.call('HSET', KEYS[1], 'updated_ms', stamp(), unpack(fields))
-local holder = redis.call('HGET', KEYS[1], 'holder')
+local before, holder = present[1], ARGV[2 * count + 2]
+redis.call('HSET', KEYS[1], 'updated_ms', stamp(), 'holder', holder, unpack(ARGV, 2 * count + 3))
 if before ~= holder then
   if before ~= '' then redis.call('SREM', KEYS[2] .. before, KEYS[1]) end
   if holder ~= '' then redis.call('SADD', KEYS[2] .. holder, KEYS[1]) end
@@ -78,7 +82,7 @@ return 1
 )
 
 # KEYS: what the sets of a holder's records begin with. ARGV: lease, holder, ...
-_RENEW = (
+_RENEW = _Script(
     _CLOCK
     + """
 local expires = after(ARGV[1])
@@ -91,14 +95,16 @@ end
 )
 
 # KEYS: what the sets of a holder's records begin with. ARGV: holder.
-_HELD = """
+_HELD = _Script(
+    """
 local record = redis.call('SRANDMEMBER', KEYS[1] .. ARGV[1])
 if not record then return false end
 return {record, redis.call('HGETALL', record)}
 """
+)
 
 # KEYS: record. ARGV: milliseconds since it ended, whether to remove it, states. A lease must have expired.
-_PURGE = (
+_PURGE = _Script(
     _CLOCK
     + """
 local state, updated, expires = unpack(redis.call('HMGET', KEYS[1], 'state', 'updated_ms', 'expires'))
@@ -114,7 +120,7 @@ return 0
 """
 )
 
-_READ = "return redis.call('HGETALL', KEYS[1])"
+_READ = _Script("return redis.call('HGETALL', KEYS[1])")
 
 
 class RedisStore(RecordStore):
@@ -134,16 +140,22 @@ class RedisStore(RecordStore):
         return f"RedisStore({self._server.shown!r})"
 
     def _insert(self, message: str, row: Row, lease: timedelta) -> tuple[Row, float | None]:
-        fields = _flat(_fields(row), ("expires",))
-        answer = self._server.run(_INSERT, (_PREFIX + message, _HOLDERS), lease.total_seconds(), *fields)
+        fields = _fields(row)
+        del fields["expires"]
+        keys = (_PREFIX + message, _HOLDERS)
+        answer = self._server.run(_INSERT, keys, lease.total_seconds(), row.holder or "", *_flat(fields))
         if isinstance(answer, list):
             now, found = answer
             return _row(found), float(now)
-        return _row(_flat({**_fields(row), "expires": answer})), None
+        return replace(row, expires=float(answer)), None
 
     def _replace(self, message: str, expected: Mapping[str, Any], row: Row, *, counts: bool = True) -> bool:
-        want = {name: _text(value) for name, value in expected.items()}
-        arguments = (len(want), *_flat(want), *_flat(_fields(row), () if counts else ("crashes", "lost")))
+        fields = _fields(row)
+        holder = fields.pop("holder")
+        if not counts:
+            del fields["crashes"], fields["lost"]
+        values = [_text(value) for value in expected.values()]
+        arguments = (len(values), *expected, *values, holder, *_flat(fields))
         return bool(self._server.run(_REPLACE, (_PREFIX + message, _HOLDERS), *arguments))
 
     def _held_by(self, holder: str) -> tuple[str, Row] | None:
@@ -212,18 +224,17 @@ class _Server:
         self._held = threading.local()
         _forget_after_fork(self)
 
-    def run(self, script: str, keys: tuple[str, ...], *arguments: Any) -> Any:
+    def run(self, script: _Script, keys: tuple[str, ...], *arguments: Any) -> Any:
         """Run a script.
 
         Raises:
             StoreUnavailable: The server cannot be reached or refused; whether the script ran is unknown.
         """
         with self._errors():
-            digest = hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
             try:
-                return self._send("EVALSHA", digest, len(keys), *keys, *arguments)
+                return self._send("EVALSHA", script.digest, len(keys), *keys, *arguments)
             except self._no_script:
-                return self._send("EVAL", script, len(keys), *keys, *arguments)
+                return self._send("EVAL", script.text, len(keys), *keys, *arguments)
 
     def call(self, *command: Any) -> Any:
         """Run a command; errors as :meth:`run`."""
@@ -243,7 +254,7 @@ class _Server:
         if connection is None:
             connection = self._held.connection = self._pool.make_connection()
             connection.connect()  # type: ignore[no-untyped-call]
-        connection.send_command(*command)
+        connection.send_packed_command([_packed(command)])
         return connection.read_response()
 
     def close(self) -> None:
@@ -307,8 +318,17 @@ def _text(value: Any) -> str:
     return str(value)
 
 
-def _flat(fields: Mapping[str, str], without: Collection[str] = ()) -> list[str]:
-    return [part for name, value in fields.items() if name not in without for part in (name, value)]
+def _flat(fields: Mapping[str, str]) -> list[str]:
+    return [part for field in fields.items() for part in field]
+
+
+def _packed(command: Collection[Any]) -> bytes:
+    """Return a command as it is sent (https://redis.io/docs/latest/develop/reference/protocol-spec/).
+
+    A script has some thirty arguments, and the client library looks at each several times.
+    """
+    parts = [str(each).encode() for each in command]
+    return b"*%d\r\n" % len(parts) + b"".join([b"$%d\r\n%b\r\n" % (len(part), part) for part in parts])
 
 
 def _row(flat: Any) -> Row:

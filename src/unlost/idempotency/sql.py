@@ -10,7 +10,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any, TypeGuard
@@ -67,6 +67,7 @@ class SqlStore:
         self.engine = self.database.engine
         self._sql = Statements(self.database.dialect)
         self._stall = stall
+        self._complete_at_last = self.database.dialect.limiting_idle(self._sql.complete, stall)
 
     def __repr__(self) -> str:
         return f"SqlStore({self.database.url.render_as_string(hide_password=True)!r})"
@@ -167,9 +168,16 @@ class SqlStore:
         result: str | None,
         quietly: Failure | None = None,
     ) -> bool:
-        values = {"result": result, "failure": failure_text(quietly)}
-        ours = {"key": str(message), "held_token": row.token}
-        return connection.execute(self._sql.complete, {**ours, **values}).rowcount == 1
+        return connection.execute(self._sql.complete, _done(message, row, result, quietly)).rowcount == 1
+
+    def _complete_at_the_end(
+        self, connection: Connection, message: MessageId, row: Row, result: str | None
+    ) -> bool:
+        """Mark the message done in a transaction that the server ends should we stand still from here on."""
+        if self._complete_at_last is None:
+            self.database.dialect.limit_idle(connection, self._stall)
+            return self._complete(connection, message, row, result)
+        return bool(connection.execute(self._complete_at_last, _done(message, row, result)).all())
 
     def _complete_claim(
         self, connection: Connection | Transaction, claim: Claim | None, result: str | None
@@ -295,12 +303,12 @@ class SqlStore:
             with self.database.in_use(), self._abroad(message, row, encode, claim, within) as abroad:
                 yield abroad
             return
-        with self.database.in_use(), self._opened(within) as (connection, session, transaction):
-            work = SqlWork(connection, session)
+        with self.database.in_use(), self._opened(within) as (work, transaction):
+            connection = work.connection
             # A session of ours joins our transaction, and cannot commit it.
             with nullcontext() if within is None else _without_commit(connection), _passing():
                 yield work
-                session.flush()
+                work.flush()
             result = encode(work.result)
             if not transaction.is_active:
                 raise StoreError(
@@ -311,9 +319,8 @@ class SqlStore:
             try:
                 # A COMMIT that fails must be rolled back, or the pool gets a connection that holds the lock.
                 with translated(), transaction:
-                    self.database.dialect.limit_idle(connection, self._stall)
                     # Last before COMMIT: the row's lock is held for as short a time as can be.
-                    if not self._complete(connection, message, row, result):
+                    if not self._complete_at_the_end(connection, message, row, result):
                         raise _lost(message, row)
                     self._complete_claim(connection, claim, result)
             except StoreUnavailable as exc:
@@ -350,24 +357,24 @@ class SqlStore:
     @contextmanager
     def _opened(
         self, within: Session | scoped_session[Session] | Connection | None
-    ) -> Iterator[tuple[Connection, Session, Any]]:
+    ) -> Iterator[tuple[SqlWork, Any]]:
         """Begin a transaction, or take the caller's; what is not committed in the end is rolled back."""
         if within is None:
-            with self._connected() as connection, Session(bind=connection) as session:
+            with self._connected() as connection, closing(SqlWork(connection)) as work:
                 with translated():
                     transaction = connection.begin()
-                yield connection, session, transaction
+                yield work, transaction
             return
         with translated():
             connection = within if isinstance(within, Connection) else within.connection()
         self._refuse_elsewhere(connection)
         if isinstance(within, Connection):
-            with _rolled_back(connection), Session(bind=connection) as session:
-                yield connection, session, connection.get_transaction() or connection.begin()
+            with _rolled_back(connection), closing(SqlWork(connection)) as work:
+                yield work, connection.get_transaction() or connection.begin()
             return
         session = within() if isinstance(within, scoped_session) else within
         with _rolled_back(session):
-            yield connection, session, session.get_transaction()
+            yield SqlWork(connection, session), session.get_transaction()
 
     def _refuse_elsewhere(self, connection: Connection) -> None:
         """Refuse a connection to another database: rows there would not commit with the done record."""
@@ -458,12 +465,34 @@ def has_one_writer(ledger: Ledger) -> bool:
 
 
 class SqlWork:
-    """The open transaction of :meth:`SqlStore.unit_of_work`."""
+    """The open transaction of :meth:`SqlStore.unit_of_work`.
 
-    def __init__(self, connection: Connection, session: Session) -> None:
+    Args:
+        connection: What it runs on.
+        session: The caller's; without one, ours is made when it is asked for.
+    """
+
+    def __init__(self, connection: Connection, session: Session | None = None) -> None:
         self.connection = connection
-        self.session = session
         self.result: Any = None
+        self._session = session
+
+    @property
+    def session(self) -> Session:
+        """Return the session that belongs to the transaction."""
+        if self._session is None:
+            self._session = Session(bind=self.connection)
+        return self._session
+
+    def flush(self) -> None:
+        """Have the session write what it has been given."""
+        if self._session is not None:
+            self._session.flush()
+
+    def close(self) -> None:
+        """Close the session."""
+        if self._session is not None:
+            self._session.close()
 
 
 class ForeignWork:
@@ -547,6 +576,16 @@ def _passing() -> Iterator[None]:
         if not is_passing(exc):
             raise
         raise StoreUnavailable(f"the unit of work was cut short: {exc.orig}") from exc
+
+
+def _done(message: MessageId, row: Row, result: str | None, quietly: Failure | None = None) -> dict[str, Any]:
+    """Return the values with which a holder marks its message done."""
+    return {
+        "key": str(message),
+        "held_token": row.token,
+        "result": result,
+        "failure": failure_text(quietly),
+    }
 
 
 def _is_done_by(present: Row | None, row: Row) -> TypeGuard[Row]:

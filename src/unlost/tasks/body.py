@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 import traceback as tb
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -159,8 +160,8 @@ def _refuse_too_old(runtime: Runtime, attempt: Attempt) -> None:
     """Refuse a message that is older than the store's memory and unknown to it: it may have run."""
     if attempt.row.token != FIRST_TOKEN and attempt.row.failure is None:
         return
-    age = timedelta(milliseconds=h.age_ms_of(attempt.headers, epoch_ms(datetime.now(UTC))))
     retention = runtime.settings.retention
+    age = timedelta(milliseconds=h.age_ms_of(attempt.headers, int(time.time() * 1000)))
     if age > retention and h.RUN_AGAIN not in attempt.headers:
         raise TooOld(
             f"{attempt.message} has no row and is {age.days} days old, and the store forgets after "

@@ -21,7 +21,7 @@ from celery.worker.consumer.tasks import Tasks
 from kombu.common import ignore_errors
 
 from unlost.broker.connection import refusal_of
-from unlost.broker.readahead import read_ahead
+from unlost.broker.readahead import read_ahead, read_all
 from unlost.broker.unreadable import UNREADABLE, tolerant_frame_handler
 from unlost.core import headers as h
 from unlost.core.clock import epoch_ms
@@ -36,6 +36,7 @@ from unlost.tasks.attempt import NOT_OURS_TO_REPEAT, origin_of
 from unlost.tasks.check import check_topology
 from unlost.tasks.control import recorded, recording
 from unlost.tasks.dependents import tell_failed
+from unlost.tasks.eventloop import spare_the_poller
 from unlost.tasks.gatekeeper import Gatekeeper
 from unlost.tasks.gates import FETCHED_FROM, gates_of
 from unlost.tasks.overdue import overdue
@@ -70,6 +71,8 @@ class ReliableConsumer(Consumer):
             elif isinstance(step, Control):
                 node = step.box.node
                 node.handlers = {**node.handlers, "revoke": recording(self._runtime, node.handlers["revoke"])}
+        if self.hub is not None:
+            spare_the_poller(self.hub)
         self._stop = SoftStop(self, self._runtime)
         self.loop_is_over = False
         self._watch = Watch()
@@ -135,6 +138,7 @@ class ReliableConsumer(Consumer):
         )
         connected = self.ensure_connected(connection)
         read_ahead(connected.connection.transport)
+        connected.transport.on_readable = read_all
         return connected
 
     def _look_for_stranded(self) -> None:
@@ -161,6 +165,10 @@ class ReliableConsumer(Consumer):
         Deliveries come once this has returned, and whatever is revoked from here on is broadcast to us.
         """
         self._stop.install()
+        if self.hub is not None:
+            # With the broker's word that we consume, deliveries may have been read, and no longer make the
+            # socket readable.
+            self.hub.call_soon(read_all, self.connection.connection, self.hub)
         if self.restart_count <= 0:
             patience = self._runtime.settings.settle_patience
             state.revoked.update(while_store_is_down(lambda: recorded(self._runtime.ledger), patience))

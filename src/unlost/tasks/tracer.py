@@ -11,10 +11,12 @@ import logging
 import random
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Any
 
 from billiard.einfo import ExceptionInfo
 from celery import states
+from celery.app.task import Context
 from celery.app.trace import TraceInfo, trace_ok_t
 from celery.exceptions import Ignore, Reject, TaskRevokedError
 from celery.utils.serialization import get_pickleable_exception
@@ -110,6 +112,9 @@ def _arrive(task: ReliableTask, runtime: Runtime, request: dict[str, Any]) -> At
     body = request.pop(h.RAW_BODY, None)
     if holder is None or body is None:
         return None
+    if request.get("headers") is None:
+        # Celery would find them itself, taking all that it knows out of a copy of the request one by one.
+        request["headers"] = _custom_headers(request) or None
     properties = request.get("properties") or {}
     headers = properties.get("application_headers") or {}
     delivery = Delivery(
@@ -120,12 +125,13 @@ def _arrive(task: ReliableTask, runtime: Runtime, request: dict[str, Any]) -> At
     )
     early = _is_early(runtime, headers, request)
     ledger, admission = (runtime.ledger, NotYet()) if early else _admit(task, runtime, delivery)
-    row = Row(state=State.LEASED, generation=delivery.generation, token=0)
     return Attempt(
         message=delivery.message,
         ledger=ledger,
         admission=admission,
-        row=row if isinstance(admission, Held | NotYet | NotAdmitted) else admission.row,
+        row=Row(state=State.LEASED, generation=delivery.generation, token=0)
+        if isinstance(admission, Held | NotYet | NotAdmitted)
+        else admission.row,
         queue=_queue_of(task, runtime, headers, request),
         headers=headers,
         properties=properties,
@@ -137,6 +143,18 @@ def _arrive(task: ReliableTask, runtime: Runtime, request: dict[str, Any]) -> At
     )
 
 
+def _custom_headers(request: dict[str, Any]) -> dict[str, Any]:
+    """Return the headers that are no part of Celery's protocol: ``request.headers`` of a task."""
+    known = _known_to_celery()
+    return {name: value for name, value in request.items() if name not in known}
+
+
+@lru_cache(maxsize=1)
+def _known_to_celery() -> frozenset[str]:
+    """Return what Celery's ``Context`` does not take for a custom header."""
+    return frozenset({*vars(Context), "lang", "task", "argsrepr", "kwargsrepr", "compression"})
+
+
 def _is_early(runtime: Runtime, headers: Any, request: dict[str, Any]) -> bool:
     due = due_of(headers)
     if due is None or has_waited(runtime.topology, request.get("delivery_info")):
@@ -146,7 +164,9 @@ def _is_early(runtime: Runtime, headers: Any, request: dict[str, Any]) -> bool:
 
 def _successors(request: dict[str, Any]) -> int:
     """Count what the tracer dispatches: each group among the links, all other links at once, the chain."""
-    links = request.get("callbacks") or []
+    links = request.get("callbacks")
+    if not links:
+        return int(bool(request.get("chain")))
     groups = sum(1 for link in links if len(links) > 1 and link.get("subtask_type") == "group")
     return groups + (len(links) > groups) + bool(request.get("chain"))
 
