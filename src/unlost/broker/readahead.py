@@ -8,8 +8,6 @@ event loop once more after each delivery, to find that there is no other.
 from __future__ import annotations
 
 import errno
-import socket
-import ssl
 from typing import Any
 
 from amqp.exceptions import RecoverableConnectionError
@@ -33,13 +31,9 @@ def read_ahead(transport: Any) -> None:
         transport: Connected, plain or with TLS.
     """
     receive = transport._quick_recv
-    # With TLS the library reads for itself, and takes no flags.
-    transport.can_ask = not isinstance(transport.sock, ssl.SSLSocket)
-    transport.flags = 0
 
     def receive_more(least: int) -> bytes:
-        size = max(least, AHEAD)
-        received: bytes = receive(size, transport.flags) if transport.flags else receive(size)
+        received: bytes = receive(max(least, AHEAD))
         return received
 
     transport._quick_recv = receive_more
@@ -51,7 +45,7 @@ def read_all(connection: Any, loop: Any) -> None:
     What is in the socket makes it readable again, so only what was taken out of it must not be left.
 
     Args:
-        connection: Of py-amqp, whose transport reads ahead.
+        connection: Of py-amqp.
         loop: Of kombu.
 
     Raises:
@@ -62,7 +56,7 @@ def read_all(connection: Any, loop: Any) -> None:
         raise RecoverableConnectionError("Socket was disconnected")
     try:
         for _ in range(AT_ONCE):
-            _handle_one(connection)
+            connection.drain_events(timeout=0)
             if not _has_read_more(connection.transport):
                 return
     except TimeoutError:
@@ -74,30 +68,9 @@ def read_all(connection: Any, loop: Any) -> None:
     loop.call_soon(read_all, connection, loop)
 
 
-def _handle_one(connection: Any) -> None:
-    """Handle one method, and its content.
-
-    Raises:
-        TimeoutError: It is not all here yet; what is here is kept.
-    """
-    transport = connection.transport
-    if not transport.can_ask:
-        connection.drain_events(timeout=0)
-        return
-    is_handled = False
-    while not is_handled:
-        # Asked read by read not to wait: py-amqp makes the socket so, and back again, for each frame. Whoever
-        # handles the frame finds the socket as ever.
-        transport.flags = socket.MSG_DONTWAIT
-        try:
-            frame = transport.read_frame()
-        finally:
-            transport.flags = 0
-        is_handled = connection.on_inbound_frame(frame)
-
-
 def _has_read_more(transport: Any) -> bool:
     """Whether bytes are here that no longer make the socket readable; TLS keeps the rest of a record too."""
     if transport is None:
         return False
-    return bool(transport._read_buffer) or (not transport.can_ask and bool(transport.sock.pending()))
+    pending = getattr(transport.sock, "pending", None)
+    return bool(transport._read_buffer) or bool(pending and pending())

@@ -17,8 +17,6 @@ from amqp.exceptions import FrameSyntaxError
 from amqp.method_framing import frame_handler
 from amqp.serialization import decode_properties_basic
 
-from unlost.broker.properties import read_properties
-
 #: Why a message's headers could not be read.
 UNREADABLE = "x-unlost-unreadable"
 #: They and all properties, as they came: flags and values (AMQP 0-9-1, 2.3.5.2).
@@ -27,7 +25,6 @@ RAW_PROPERTIES = "x-unlost-raw-properties"
 #: Class, weight and size of the body, ahead of the properties in a content header.
 _PREFIX = 12
 _CONTENT_HEADER = 2
-_NO_PROPERTIES = b"\0\0"
 _UNREADABLE = (
     FrameSyntaxError,
     struct_error,
@@ -45,25 +42,11 @@ Frame = tuple[int, int, Any]
 def tolerant_frame_handler(connection: Any, callback: Callable[..., None]) -> Callable[[Frame], bool]:
     """Return py-amqp's handler of frames, behind which no content header is unreadable.
 
-    Given as ``frame_handler`` among a connection's transport options. Properties that hold nothing unusual
-    are read here, and py-amqp is shown a header without any.
+    Given as ``frame_handler`` among a connection's transport options.
     """
-    #: By channel: those of the message that is being received there.
-    properties: dict[int, dict[str, Any]] = {}
-
-    def on_method(channel: int, method: Any, arguments: Any, message: Any) -> None:
-        if message is not None and channel in properties:
-            message.properties = properties.pop(channel)
-        callback(channel, method, arguments, message)
-
-    on_frame = frame_handler(connection, on_method)
+    on_frame = frame_handler(connection, callback)
 
     def on_any_frame(frame: Frame) -> bool:
-        if frame[0] == _CONTENT_HEADER and (known := read_properties(frame[2], _PREFIX)) is not None:
-            _, channel, content = frame
-            properties[channel] = known
-            received: bool = on_frame((_CONTENT_HEADER, channel, content[:_PREFIX] + _NO_PROPERTIES))
-            return received
         try:
             read: bool = on_frame(frame)
         except _UNREADABLE:

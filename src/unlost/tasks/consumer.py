@@ -36,7 +36,6 @@ from unlost.tasks.attempt import NOT_OURS_TO_REPEAT, origin_of
 from unlost.tasks.check import check_topology
 from unlost.tasks.control import recorded, recording
 from unlost.tasks.dependents import tell_failed
-from unlost.tasks.eventloop import spare_the_poller
 from unlost.tasks.gatekeeper import Gatekeeper
 from unlost.tasks.gates import FETCHED_FROM, gates_of
 from unlost.tasks.overdue import overdue
@@ -71,8 +70,6 @@ class ReliableConsumer(Consumer):
             elif isinstance(step, Control):
                 node = step.box.node
                 node.handlers = {**node.handlers, "revoke": recording(self._runtime, node.handlers["revoke"])}
-        if self.hub is not None:
-            spare_the_poller(self.hub)
         self._stop = SoftStop(self, self._runtime)
         self.loop_is_over = False
         self._watch = Watch()
