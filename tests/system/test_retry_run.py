@@ -14,8 +14,8 @@ from unlost.testing.brokers import Broker
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(1200)]
 
-#: After a restart of the broker retries are on time again within this.
-RECOVERED = timedelta(seconds=10)
+#: After a restart of the broker all retries are on time again within this: the backlog is worked off.
+RECOVERED = timedelta(seconds=20)
 
 
 def assert_exact(outcome: Outcome) -> None:
@@ -66,7 +66,7 @@ def test_ten_thousand_retries_are_exact_and_in_time(own_broker: Broker, tmp_path
 
     Counted from when the broker lets go of a message (its due time, for a delay of whole seconds) to the
     first line of its body. What was due while the broker was down, and until a retry was on time again, is
-    late by the outage and counted apart: that takes ten seconds at most.
+    late by the outage and counted apart: that takes twenty seconds at most.
     """
     plan = Plan(
         messages=10_000,
