@@ -108,6 +108,8 @@ FULL: dict[str, Any] = {
     "rate": 15.0,
     "nemeses": [FillQueue(queue="shop.payments", times=2, lasting=timedelta(seconds=3))],
     "options": {"work_ms": 200, "flaky_every": 1},
+    # What comes off the delay path into a full queue the broker tries again after three to six minutes.
+    "patience": timedelta(minutes=10),
 }
 
 #: Orders that have a receipt sent, crashed right before and right after their commit.

@@ -29,7 +29,7 @@ from unlost.testing.brokers import Broker
 pytestmark = [
     pytest.mark.system,
     pytest.mark.one_broker,
-    pytest.mark.timeout(600),
+    pytest.mark.timeout(900),
     pytest.mark.usefixtures("shop_is_importable"),
 ]
 
