@@ -40,9 +40,13 @@ class FreshMailbox(Mailbox):
     """
 
     def get_queue(self, hostname: str) -> Any:
-        """Return a queue that there has never been; what is left of an older one ends with its connection."""
+        """Return a queue that there has never been; what is left of an older one ends with its connection.
+
+        One that is not exclusive is never locked, and would be left behind: it keeps its name.
+        """
         queue = super().get_queue(hostname)
-        queue.name = f"{hostname}.{uuid4().hex}.{self.namespace}.pidbox"
+        if self.queue_exclusive:
+            queue.name = f"{hostname}.{uuid4().hex}.{self.namespace}.pidbox"
         return queue
 
 
