@@ -254,7 +254,7 @@ class _Server:
         if connection is None:
             connection = self._held.connection = self._pool.make_connection()
             connection.connect()  # type: ignore[no-untyped-call]
-        connection.send_packed_command([_packed(command)])
+        connection.send_command(*command)
         return connection.read_response()
 
     def close(self) -> None:
@@ -320,15 +320,6 @@ def _text(value: Any) -> str:
 
 def _flat(fields: Mapping[str, str]) -> list[str]:
     return [part for field in fields.items() for part in field]
-
-
-def _packed(command: Collection[Any]) -> bytes:
-    """Return a command as it is sent (https://redis.io/docs/latest/develop/reference/protocol-spec/).
-
-    A script has some thirty arguments, and the client library looks at each several times.
-    """
-    parts = [str(each).encode() for each in command]
-    return b"*%d\r\n" % len(parts) + b"".join([b"$%d\r\n%b\r\n" % (len(part), part) for part in parts])
 
 
 def _row(flat: Any) -> Row:
