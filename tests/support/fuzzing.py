@@ -70,7 +70,7 @@ class Fates:
     shop: Bench
     given: Sequence[Raw]
     letters: dict[int, list[Letter]] = field(default_factory=dict)
-    _successors: list[str] = field(default_factory=list)
+    _causes: list[object] = field(default_factory=list)
     _states: dict[str, str] = field(default_factory=dict)
     _dead: set[str | None] = field(default_factory=set)
 
@@ -109,11 +109,12 @@ class Fates:
             if any(letter.body != self.given[number].body for letter in letters)
         ]
 
-    def strangers(self) -> list[str]:
-        """Return what the letters name as their cause that are neither given nor the links of what ended."""
+    def strangers(self) -> list[object]:
+        """Return the causes that letters name which were not given, where nothing of that id has ended."""
         ended = {message.partition("[")[2].removesuffix("]") for message in self._states}
-        ended |= {str((self.given[number].headers or {}).get("id")) for number in self.letters}
-        return [cause for cause in self._successors if cause not in ended]
+        ids = [(self.given[number].headers or {}).get("id") for number in self.letters]
+        ended.update(each for each in ids if isinstance(each, str))
+        return [cause for cause in self._causes if not isinstance(cause, str) or cause not in ended]
 
     def _take_letters(self) -> None:
         with open_channel(self.shop.vhost.amqp_url) as channel:
@@ -125,7 +126,7 @@ class Fates:
                 number = number_of(headers, message.properties, body)
                 if number is None:
                     # Errbacks of what no body has run for name their cause as Celery does.
-                    self._successors.append(str(headers.get(h.CAUSATION_ID) or headers.get("parent_id")))
+                    self._causes.append(headers.get(h.CAUSATION_ID) or headers.get("parent_id"))
                 else:
                     letter = Letter(str(headers.get(h.DEATH_REASON) or ""), body)
                     self.letters.setdefault(number, []).append(letter)
