@@ -81,6 +81,18 @@ def test_an_operator_stops_a_queue_and_lets_it_go_on(bank: Gated) -> None:
     bank.wait_for(lambda: bank.paid() == set(range(5)), "all are paid")
 
 
+def test_what_comes_as_a_queue_flows_again_is_run_at_once(vhost: Vhost, tmp_path: Path) -> None:
+    """Deliveries that are read along with the broker's answer are not left until something else comes."""
+    with gated(vhost, tmp_path, TEST_READS="late") as bank:
+        # A heartbeat would be such a thing, or a look at a limited queue.
+        bank.start("--queues=g.bank", "--", "broker.heartbeat=0")
+        cli(bank, "hold", "bank", "--yes")
+        bank.wait_for(lambda: "pauses" in bank.log(), "the worker has paused")
+        bank.call("for n in range(5): m.pay.delay(n)")
+        cli(bank, "release", "bank", "--yes")
+        bank.wait_for(lambda: bank.paid() == set(range(5)), "all are paid")
+
+
 def test_a_message_that_came_to_another_queue_is_moved_behind_its_breaker(bank: Gated) -> None:
     """A held breaker holds it there too; nothing of it is run."""
     bank.start()

@@ -1,6 +1,7 @@
 """An app whose tasks depend on a bank that is down while a file is there; run by real workers.
 
-``TEST_FOLDER`` holds the traces and the file ``down``; ``TEST_WITHOUT`` names what is switched off.
+``TEST_FOLDER`` holds the traces and the file ``down``; ``TEST_WITHOUT`` names what is switched off. With
+``TEST_READS=late`` the worker is slow to read the broker's answers, and finds more there than those.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ import time
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+from amqp import Channel
 from celery import Celery
 from tenacity import stop_after_attempt, wait_fixed
 
@@ -24,6 +27,16 @@ BANK = unlost.Breaker(name="bank", at_least=4, pause=timedelta(seconds=1), on=(C
 ONE_AT_A_TIME = unlost.Limit(name="printer", concurrent=1)
 TEN_A_SECOND = unlost.Limit(name="sms", rate=10)
 THRICE = unlost.RetryPolicy(wait=wait_fixed(1), stop=stop_after_attempt(3))
+
+if os.environ.get("TEST_READS") == "late":
+    wait_for_answer = Channel.wait
+
+    def wait_late(*args: Any, **kwargs: Any) -> Any:
+        """Have the broker send on before its answer is read."""
+        time.sleep(0.2)
+        return wait_for_answer(*args, **kwargs)
+
+    patch.object(Channel, "wait", wait_late).start()
 
 app = Celery("gated")
 runtime = unlost.install(app, topology=os.environ["TEST_TOPOLOGY"])

@@ -11,7 +11,7 @@ import pytest
 from amqp.exceptions import RecoverableConnectionError
 from amqp.transport import TCPTransport
 
-from unlost.broker.readahead import AHEAD, AT_ONCE, read_ahead, read_all
+from unlost.broker.readahead import AHEAD, AT_ONCE, read_ahead, read_all, read_left
 
 
 class Reader(TCPTransport):
@@ -135,6 +135,36 @@ def test_a_flood_does_not_keep_the_loop(ends: tuple[Reader, socket.socket]) -> N
     ((again, *arguments),) = loop.next
     again(*arguments)
     assert len(connection.received) == AT_ONCE + 1
+
+
+def test_what_came_with_an_answer_is_handled_before_the_loop_waits(
+    ends: tuple[Reader, socket.socket],
+) -> None:
+    """Whoever waited for a method's answer has read deliveries too, more than are handled at once."""
+    reader, theirs = ends
+    connection = Connection(reader)
+    deliveries = [b"%d" % n for n in range(2 * AT_ONCE + 1)]
+    theirs.sendall(frame(b"answer") + b"".join(map(frame, deliveries)) + frame(b"cut")[:5])
+    assert bytes(reader.read_frame()[2]) == b"answer"
+    assert read_left(connection)
+    assert connection.received == deliveries
+    theirs.sendall(frame(b"cut")[5:])
+    read_left(connection)
+    assert connection.received == [*deliveries, b"cut"]
+
+
+def test_a_loop_that_waits_with_nothing_left_reads_nothing(ends: tuple[Reader, socket.socket]) -> None:
+    """It costs no system call, whatever the socket has; a connection that has ended is left alone."""
+    reader, theirs = ends
+    connection = Connection(reader)
+    theirs.sendall(frame(b"later"))
+    assert not read_left(connection)
+    assert reader.reads == 0
+    assert bytes(reader.read_frame()[2]) == b"later"
+    reader._read_buffer = frame(b"left")
+    connection.connected = False
+    assert not read_left(connection)
+    assert not connection.received
 
 
 def test_nothing_to_read_is_no_error_and_a_lost_connection_is(ends: tuple[Reader, socket.socket]) -> None:

@@ -24,8 +24,8 @@ _UNAVAILABLE = (errno.EAGAIN, errno.EINTR)
 def read_ahead(transport: Any) -> None:
     """Have a transport of py-amqp ask its socket for more than the next bytes.
 
-    Only for a connection whose reader goes on until nothing is left (:func:`read_all`): what was read ahead
-    no longer makes the socket readable.
+    Only for a connection whose reader goes on until nothing is left (:func:`read_all`), and where an event
+    loop waits for the socket, only with :func:`read_left`: what was read ahead no longer makes it readable.
 
     Args:
         transport: Connected, plain or with TLS.
@@ -54,18 +54,47 @@ def read_all(connection: Any, loop: Any) -> None:
     """
     if not connection.connected:
         raise RecoverableConnectionError("Socket was disconnected")
+    if _handle_some(connection):
+        loop.call_soon(read_all, connection, loop)
+
+
+def read_left(connection: Any) -> bool:
+    """Handle what was read and not handled; for each turn of an event loop, before it waits.
+
+    Whoever waits for the broker's answer to a method reads no further than that: deliveries that came with
+    it (a larger prefetch brings some at once) would lie here until the next byte, such as a heartbeat's.
+
+    Args:
+        connection: Of py-amqp.
+
+    Returns:
+        Whether there was anything.
+
+    Raises:
+        OSError: It ended just now.
+    """
+    found = False
+    while connection.connected and _has_read_more(connection.transport):
+        found = True
+        if not _handle_some(connection):
+            break
+    return found
+
+
+def _handle_some(connection: Any) -> bool:
+    """Handle a few deliveries; returns whether there may be more that nothing else would bring about."""
     try:
         for _ in range(AT_ONCE):
             connection.drain_events(timeout=0)
             if not _has_read_more(connection.transport):
-                return
+                return False
     except TimeoutError:
-        return
+        return False
     except OSError as exc:
         if exc.errno in _UNAVAILABLE:
-            return
+            return False
         raise
-    loop.call_soon(read_all, connection, loop)
+    return True
 
 
 def _has_read_more(transport: Any) -> bool:

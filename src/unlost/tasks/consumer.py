@@ -21,7 +21,7 @@ from celery.worker.consumer.tasks import Tasks
 from kombu.common import ignore_errors
 
 from unlost.broker.connection import refusal_of
-from unlost.broker.readahead import read_ahead, read_all
+from unlost.broker.readahead import read_ahead, read_all, read_left
 from unlost.broker.unreadable import UNREADABLE, tolerant_frame_handler
 from unlost.core import headers as h
 from unlost.core.clock import epoch_ms
@@ -74,6 +74,8 @@ class ReliableConsumer(Consumer):
         self.loop_is_over = False
         self._watch = Watch()
         self._looking: Any = None
+        #: The connection of py-amqp that the loop reads from.
+        self._read_from: Any = None
         # In prefork the child rebuilds Celery's tracers just before this signal.
         worker_process_init.connect(self._wrap_tracers, weak=False)
         if isinstance(self.pool, PreforkPool):
@@ -163,9 +165,8 @@ class ReliableConsumer(Consumer):
         """
         self._stop.install()
         if self.hub is not None:
-            # With the broker's word that we consume, deliveries may have been read, and no longer make the
-            # socket readable.
-            self.hub.call_soon(read_all, self.connection.connection, self.hub)
+            self._read_from = self.connection.connection
+            self.hub.on_tick.add(self._before_waiting)
         if self.restart_count <= 0:
             patience = self._runtime.settings.settle_patience
             state.revoked.update(while_store_is_down(lambda: recorded(self._runtime.ledger), patience))
@@ -173,6 +174,15 @@ class ReliableConsumer(Consumer):
             # What was revoked while we were away; the loop does not wait for the store.
             self._runtime.in_background(self._catch_up)
         super().on_ready()
+
+    def _before_waiting(self) -> None:
+        """Handle the deliveries that nothing would bring to the loop's attention, before it waits.
+
+        They are for the pool to write to its processes, and its turn before the wait may have been already.
+        """
+        if read_left(self._read_from):
+            for act in self.hub.on_tick - {self._before_waiting}:
+                act()
 
     def _catch_up(self) -> None:
         self.call_soon(state.revoked.update, recorded(self._runtime.ledger))
