@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,21 +28,24 @@ ENDINGS = {
     "undecodable": "m.member.si('x').set(task_id='torn-member')",
     "cancelled": "m.member.si('x').set(task_id='cancelled-member')",
     "revoked": "m.member.si('x').set(task_id='revoked-member')",
+    "payload-lost": "m.member.si('x' * 30_000, 'its claim is gone')",
 }
 
 
 @pytest.fixture
 def shop(vhost: Vhost, tmp_path: Path, store_servers: Servers) -> Iterator[Bench]:
-    """The misbehaving app with Redis as its result backend."""
+    """The misbehaving app with Redis as its result backend; bodies of over 20,000 bytes travel as claims."""
+    settings = {"UNLOST_CLAIM_STORE": f"file://{tmp_path}/claims", "UNLOST_CLAIM_ABOVE": "20000"}
+    settings |= {"UNLOST_LEASE": "4", "UNLOST_PARK": "0.5"}
     with (
         store_servers("redis").fresh() as url,
-        bench(vhost, tmp_path, UNLOST_LEASE="4", UNLOST_PARK="0.5", CELERY_RESULT_BACKEND=url) as made,
+        bench(vhost, tmp_path, CELERY_RESULT_BACKEND=url, **settings) as made,
     ):
         made.module = "tests.support.with_results"
         yield made
 
 
-def test_a_chord_is_told_of_every_end_of_its_members(shop: Bench) -> None:
+def test_a_chord_is_told_of_every_end_of_its_members(shop: Bench, tmp_path: Path) -> None:
     """A chord with a member that ends in any way but well fails; one of good members goes on."""
     made = "\n".join(
         # Later than a member of which only the headers can be read: that one does not know the chord.
@@ -52,6 +56,7 @@ def test_a_chord_is_told_of_every_end_of_its_members(shop: Bench) -> None:
     shop.call("m.member.cancel('cancelled-member'); m.app.control.revoke('revoked-member')")
     shop.call(f"from celery import chord\nfrom datetime import UTC, datetime\n{made}")
     shop.tear("torn-member")
+    shutil.rmtree(tmp_path / "claims")
     shop.start()
     told = {f"errback-body-{name}" for name in ENDINGS}
     shop.wait_for(lambda: "well-a+b" in shop.runs(), "the chord whose members end well goes on")
