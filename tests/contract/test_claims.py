@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,7 +16,7 @@ from tests.support.outboxes import message
 from unlost.claims.check import ClaimCheck, sweepable
 from unlost.claims.stores import ClaimStore, SqlPayloads, open_claims
 from unlost.core import headers as h
-from unlost.core.claims import checked_in, claim_of, key_of, parse_key, read_claim, waiting_of
+from unlost.core.claims import body_of, checked_in, claim_of, key_of, parse_key, read_claim, waiting_of
 from unlost.core.clock import epoch_ms
 from unlost.core.ids import Generation, MessageId
 from unlost.core.settlement import Row, State
@@ -85,10 +87,25 @@ def test_who_waits_travels_with_the_claim() -> None:
     embed = {"callbacks": [{"task": "t.a"}], "errbacks": [{"task": "t.b"}], "chain": None, "chord": None}
     large = replace(message(1), body=json.dumps([["x" * 200], {}, embed]))
     claim = claim_of(large, datetime.now(UTC), RETENTION)
-    travels = checked_in(large, claim, room=200)
+    travels = checked_in(large, claim, body_of(large), room=200)
     assert read_claim(json.loads(travels.body)) == claim
     assert waiting_of(travels.body) == {"errbacks": [{"task": "t.b"}]}
-    assert waiting_of(checked_in(large, claim, room=20).body) == {}
+    assert waiting_of(checked_in(large, claim, body_of(large), room=20).body) == {}
+
+
+@pytest.mark.parametrize(
+    ("compression", "waiting"), [("application/x-gzip", {"errbacks": [{"task": "t.b"}]}), ("x-ours", {})]
+)
+def test_who_waits_is_read_in_a_compressed_body(
+    store: ClaimStore, compression: str, waiting: Mapping[str, Any]
+) -> None:
+    """In one that only its worker can read nobody is found, and it travels all the same."""
+    body = zlib.compress(json.dumps([list(range(200)), {}, {"errbacks": [{"task": "t.b"}]}]).encode())
+    large = replace(message(1), body=body)
+    large = replace(large, headers={**large.headers, "compression": compression})
+    travels = ClaimCheck(store, above=100, retention=RETENTION).check_in(large)
+    assert waiting_of(travels.body) == waiting
+    assert store.get(read_claim(json.loads(travels.body)).key) == body
 
 
 @pytest.mark.parametrize("body", [b"\xff", "[", "[]", "1", '{"claim": {}}', '{"waiting": [1]}'])

@@ -101,9 +101,14 @@ def test_a_payload_that_is_gone_ends_as_a_letter(shop: Bench, tmp_path: Path) ->
     assert not shop.runs()
 
 
-def test_who_waits_for_a_lost_payload_is_told_when_it_is_a_letter(shop: Bench, tmp_path: Path) -> None:
+@pytest.mark.parametrize("compression", ["", "zlib"])
+def test_who_waits_for_a_lost_payload_is_told_when_it_is_a_letter(
+    shop: Bench, tmp_path: Path, compression: str
+) -> None:
     """The errback of a message whose payload is gone runs."""
-    shop.call(f"m.effect.apply_async(({LARGE!r},), link_error=m.effect.si('told'))")
+    large = f"''.join(map(str, range({len(LARGE)})))"
+    how = f"link_error=m.effect.si('told'), compression={compression!r}"
+    shop.call(f"m.effect.apply_async(({large},), {how})")
     shutil.rmtree(tmp_path / "claims")
     shop.start()
     shop.wait_for(lambda: shop.effects() == {"told": 1}, "the errback has run")

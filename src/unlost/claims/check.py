@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+
+from kombu.compression import decompress
 
 from unlost.claims.stores import ClaimStore
 from unlost.core.claims import Claim, body_of, checked_in, claim_of, is_claim, parse_key
 from unlost.core.ids import MessageId
 from unlost.core.message import Outgoing
 from unlost.core.settlement import Row, State
+
+logger = logging.getLogger(__name__)
 
 #: Done for good: nobody asks for the payload again.
 _OVER = (State.DONE, State.CANCELLED)
@@ -46,7 +51,7 @@ class ClaimCheck:
             return message
         claim = claim_of(message, datetime.now(UTC), self.retention)
         self.store.put(claim.key, body)
-        return checked_in(message, claim, room=self.above)
+        return checked_in(message, claim, _unpacked(body, claim.compression), room=self.above)
 
     def fetch(self, claim: Claim) -> bytes:
         """Return a claim's payload.
@@ -56,6 +61,19 @@ class ClaimCheck:
             StoreUnavailable: The store did not answer.
         """
         return claim.check(self.store.get(claim.key))
+
+
+def _unpacked(body: bytes, compression: str) -> bytes:
+    """Return a body as its worker will see it; as it is, where that cannot be known here."""
+    if not compression:
+        return body
+    try:
+        unpacked: bytes = decompress(body, compression)
+    except Exception:
+        # Any codec's error, or one that only the worker has. Nobody is told then, should the payload be lost.
+        logger.exception("a body compressed as %s cannot be read here", compression)
+        return body
+    return unpacked
 
 
 def sweepable(

@@ -95,16 +95,17 @@ def claim_of(message: Outgoing, now: datetime, retention: timedelta) -> Claim:
     )
 
 
-def checked_in(message: Outgoing, claim: Claim, room: int) -> Outgoing:
+def checked_in(message: Outgoing, claim: Claim, unpacked: bytes, room: int) -> Outgoing:
     """Return the message with the claim in place of its body.
 
     Args:
         message: With its body.
         claim: Of that.
+        unpacked: The body, not compressed.
         room: Bytes that errbacks and chord may take: they travel, for when the payload is gone.
     """
     headers = {name: value for name, value in message.headers.items() if name != "compression"}
-    waiting = _waiting_in(message) if not claim.compression else {}
+    waiting = _waiting_in(unpacked)
     body: dict[str, Any] = {_FIELD: asdict(claim)}
     if waiting and len(json.dumps(waiting)) <= room:
         body[_WAITING] = waiting
@@ -116,12 +117,12 @@ def checked_in(message: Outgoing, claim: Claim, room: int) -> Outgoing:
     )
 
 
-def _waiting_in(message: Outgoing) -> dict[str, Any]:
-    """Return errbacks and chord of a task's body; the bodies of most are not read, for they embed nothing."""
-    if body_of(message).endswith(_NOBODY):
+def _waiting_in(body: bytes) -> dict[str, Any]:
+    """Return errbacks and chord of a task's body; most are not read through, for they embed nothing."""
+    if body.endswith(_NOBODY):
         return {}
     try:
-        _args, _kwargs, embed = json.loads(message.body)
+        _args, _kwargs, embed = json.loads(body)
         return {name: embed[name] for name in _DEPENDENTS if embed.get(name)}
     except (AttributeError, TypeError, ValueError):
         return {}
