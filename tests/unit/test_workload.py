@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 from sqlalchemy import create_engine, text
 
+from unlost.chaos import Chaos
 from unlost.chaos.effects import effects_in_log, effects_in_table, nanoseconds
+from unlost.chaos.places import Places
 from unlost.chaos.workload import Workload, make, options_of, path_of
 from unlost.errors import HarnessError
 
@@ -130,3 +132,18 @@ def test_what_is_no_time_is_refused() -> None:
     """It is named."""
     with pytest.raises(HarnessError, match="'yesterday' is no time"):
         nanoseconds("yesterday")
+
+
+@pytest.mark.parametrize(("workers", "concurrency"), [(0, 2), (2, 0)])
+def test_a_run_with_nobody_to_work_is_refused(workers: int, concurrency: int, tmp_path: Path) -> None:
+    """Before anything is started; it would wait for its workers in vain."""
+    chaos = Chaos(Places({}), tmp_path, environ={})
+    with pytest.raises(ValueError, match="at least one"):
+        chaos.run(
+            app="shop.app:app",
+            workload=Ticks(label="x"),
+            nemeses=[],
+            workers=workers,
+            concurrency=concurrency,
+        )
+    assert list(tmp_path.iterdir()) == []

@@ -169,8 +169,12 @@ class Chaos:
             programs: For what is no Celery application.
 
         Raises:
+            ValueError: There is nobody to work.
             HarnessError: The rig failed, which says nothing about the application.
         """
+        for name, count in {"workers": workers, "concurrency": concurrency}.items():
+            if count < 1:
+                raise ValueError(f"{name}={count}: a run needs at least one")
         if image is not None:
             require_image(image, self._environ)
         folder = self._folder / f"run-{len(self.outcomes) + 1}"
