@@ -3,7 +3,7 @@ VENV ?= .venv
 READY := $(VENV)/.installed
 BIN := $(VENV)/bin
 
-.PHONY: demo demo-plain test chaos chaos-core record pytest-celery comparison loss-modes matrix bench-publish bench-idempotency bench-redrive check lock image broker stores clean help
+.PHONY: demo demo-plain test chaos long chaos-core record pytest-celery comparison loss-modes matrix bench-publish bench-idempotency bench-redrive check lock image broker stores clean help
 
 help: ## Say what there is.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:[^#]*## /\t/' | expand -t 14
@@ -40,7 +40,10 @@ loss-modes: $(READY) broker ## Run the loss-mode tests and make docs/loss-modes.
 	@records=$$(mktemp -d) && $(BIN)/pytest -m '' -n 2 --dist=loadfile --loss-modes-record $$records tests/loss_modes $(ARGS) \
 		&& $(BIN)/python -m tests.support.lossmodes.page $$records
 
-chaos: $(READY) broker ## Run the long tests: minutes of load under faults.
+chaos: $(READY) broker ## Run every nemesis against one node and three; half an hour.
+	@$(BIN)/pytest -m long tests/system/test_scenarios.py $(ARGS)
+
+long: $(READY) broker stores ## Run all long tests, the scenarios too; hours.
 	@$(BIN)/pytest -m long $(ARGS)
 
 bench-idempotency: $(READY) broker stores ## What the ledger costs against plain Celery; the last line is JSON.
