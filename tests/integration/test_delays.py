@@ -158,7 +158,7 @@ def test_a_level_that_is_full_refuses_and_nothing_is_lost(vhost: Vhost, tmp_path
         bench(vhost, tmp_path, UNLOST_PUBLISH_PATIENCE="1") as shop,
         Management(vhost.management_url, vhost.name) as management,
     ):
-        limit_level(management, 2)
+        limit(management, naming.delay_level("t", 2))
         shop.start()
         confirmed, error = shop.call(FILL).split()
         assert error == "Refused"
@@ -168,12 +168,10 @@ def test_a_level_that_is_full_refuses_and_nothing_is_lost(vhost: Vhost, tmp_path
         assert shop.runs()["r"] == 2
 
 
-def limit_level(management: Management, level: int) -> None:
-    """Let a level hold one message; a queue has one policy, so this one repeats all else of the usual."""
+def limit(management: Management, name: str) -> None:
+    """Let a queue hold one message; a queue has one policy, so this one repeats all else of the usual."""
     expanded = expand(Topology.model_validate(TOPOLOGY), management.version())
-    usual = expanded.policy_of(
-        next(queue for queue in expanded.queues if queue.name == naming.delay_level("t", level))
-    )
+    usual = expanded.policy_of(next(queue for queue in expanded.queues if queue.name == name))
     assert usual is not None
     limited = {**usual.definition, "max-length": 1}
     management.put(replace(usual, name="full", priority=usual.priority + 1, definition=limited))

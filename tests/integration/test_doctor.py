@@ -11,9 +11,13 @@ from typing import Any
 
 import pytest
 
+from tests.integration.test_delays import limit
 from tests.integration.test_worker_edges import publish
-from tests.support.workers import ROOT, Bench, bench
+from tests.support.workers import ROOT, SOON, Bench, bench
+from unlost.broker.management import Management
 from unlost.testing.brokers import Vhost
+from unlost.testing.waiting import wait_until
+from unlost.topology import naming
 
 pytestmark = pytest.mark.one_broker
 
@@ -94,3 +98,30 @@ def test_a_queue_that_is_not_there_cannot_be_told(shop: Bench) -> None:
     status, looks = doctor(shop, "--against", "t.wrok")
     assert status == 3
     assert "t.wrok" in looks["messages in t.wrok"]["says"]
+
+
+#: Fills the work queue until it refuses.
+FILL = """
+import unlost.errors
+try:
+    while True:
+        m.effect.delay('fills it')
+except unlost.errors.Refused:
+    pass
+"""
+
+
+def test_a_delay_that_is_over_and_does_not_end_is_found(vhost: Vhost, tmp_path: Path) -> None:
+    """A message whose queue is full when its delay ends stays in its level, and is counted there."""
+    level = naming.delay_level("t", 0)
+    with (
+        bench(vhost, tmp_path, UNLOST_PUBLISH_PATIENCE="1") as shop,
+        Management(vhost.management_url, vhost.name) as management,
+    ):
+        limit(management, "t.work")
+        shop.call(f"{FILL}\nm.effect.apply_async(('late',), countdown=1)")
+        wait_until(lambda: management.pending_letters(level) == 1, SOON, "its delay is over")
+        status, looks = doctor(shop)
+    assert status == 1
+    assert looks["delays and dead letters"]["verdict"] == "found"
+    assert f"1 messages in '{level}'" in looks["delays and dead letters"]["says"]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
@@ -24,6 +25,10 @@ _DROPPED = re.compile(
     re.MULTILINE,
 )
 _UNLIMITED = ("unlimited", -1, None)
+
+#: What is due to be dead-lettered goes at once; the broker tells its statistics every five seconds.
+STALL = timedelta(seconds=20)
+LOOK_AGAIN = timedelta(seconds=1)
 
 
 class Verdict(StrEnum):
@@ -75,6 +80,7 @@ def verify(
     ):
         looks.append(_or_refused(what, look, management))
     looks.append(_machines(expanded, management))
+    looks.append(_passing_on(expanded, management))
     looks.append(_permissions(topology, management, worker))
     looks.append(_dropped(metrics_url))
     return looks
@@ -178,6 +184,37 @@ def _machines(expanded: Expanded, management: Management) -> Look:
         f"queue {versions[oldest][0]!r} is at version {oldest}, others at {max(versions)}; "
         "wait until it follows before an upgrade",
     )
+
+
+def _passing_on(expanded: Expanded, management: Management) -> Look:
+    """Look for delayed messages and dead letters that are due to go on, and do not.
+
+    RabbitMQ passes them on in a process for each queue, all under one supervisor of the node. If that has
+    ended (rabbitmq-server #16652), they stay where they are until the node is restarted; no error says so.
+    """
+    deadline = time.monotonic() + STALL.total_seconds()
+    stuck = _due(management, [queue.name for queue in expanded.queues if queue.type == "quorum"])
+    while stuck and time.monotonic() < deadline:
+        time.sleep(LOOK_AGAIN.total_seconds())
+        due = _due(management, stuck)
+        stuck = {name: count for name, count in stuck.items() if due.get(name, 0) >= count}
+    bad = [
+        f"{count} messages in {name!r} are due to go on and have not for {STALL.seconds} s: the queue that "
+        "they are for is full, or RabbitMQ has stopped dead-lettering on a node; see docs/operations.md"
+        for name, count in stuck.items()
+    ]
+    return _look("delays and dead letters", bad, "what is due goes on")
+
+
+def _due(management: Management, names: Collection[str]) -> dict[str, int]:
+    """Return, by queue, how many messages wait for the confirm of the queue that they are passed on to."""
+    held = [each.declared.name for each in management.queues() if _holds_more_than_it_shows(each)]
+    pending = {name: management.pending_letters(name) for name in held if name in names}
+    return {name: count for name, count in pending.items() if count}
+
+
+def _holds_more_than_it_shows(status: QueueStatus) -> bool:
+    return (status.messages or 0) > (status.ready or 0) + (status.unacknowledged or 0)
 
 
 def _version_of(member: dict[str, Any]) -> int:
