@@ -54,3 +54,4 @@ def _read_once(connection: Any, _loop: Any) -> None:
 
 if os.environ.get("TEST_READS") == "once":
     patch.object(consumer, "read_all", _read_once).start()
+    patch.object(consumer, "read_left", lambda _connection: False).start()

@@ -30,7 +30,7 @@ from unlost.core.headers import Failure
 from unlost.core.message import Outgoing
 from unlost.core.parking import next_park
 from unlost.core.signing import EXPIRED_SIGNATURE, UNSIGNABLE, Flaw, signed_at_of
-from unlost.errors import BrokerError, ConfigurationError, InvalidMessage, TopologyError
+from unlost.errors import ConfigurationError, InvalidMessage, TopologyError
 from unlost.tasks.amqp import route
 from unlost.tasks.attempt import NOT_OURS_TO_REPEAT, origin_of
 from unlost.tasks.check import check_topology
@@ -351,7 +351,8 @@ class ReliableConsumer(Consumer):
         """Ack when the copy is confirmed; otherwise the delivery goes back and is tried again."""
         try:
             self._publish(copy, message)
-        except BrokerError:
+        except Exception:
+            # Whatever it was: left unsettled, the delivery would be held for as long as the connection lasts.
             logger.exception("a letter or parked copy could not be published: its delivery is given back")
             self.call_soon_ack(message.reject_log_error, logger, self.connection_errors, True)
             return

@@ -173,7 +173,8 @@ class ReliableRequest(Request):
             is_cancelled = while_store_is_down(
                 lambda: ledger.cancel(message, generation), self._runtime.settings.settle_patience
             )
-        except StoreError:
+        except Exception:
+            # Whatever the store raised: left unsettled, it would be held as long as the connection lasts.
             logger.exception("%s: could not be recorded as cancelled: given back", self.humaninfo())
             self._on_reject(logger, self._connection_errors, True)
             return
@@ -212,12 +213,12 @@ class ReliableRequest(Request):
         return bool(self._already_cancelled) or is_stopping()
 
     def _end_lease(self, kill: int | None, *, count: bool) -> None:
-        """See the child dead, end its lease, and only then give the delivery back."""
-        if kill is not None:
-            kill_and_watch(kill)
+        """See the child dead, end its lease, and only then give the delivery back; that in any case."""
         ledger = self._runtime.ledger
         end = ledger.end_crashed if count else ledger.release
         try:
+            if kill is not None:
+                kill_and_watch(kill)
             while_store_is_down(lambda: end(self.holder), self._runtime.settings.settle_patience)
         except StoreError:
             logger.exception("%s: its lease could not be ended and will expire", self.humaninfo())
@@ -268,8 +269,9 @@ def kill_and_watch(pid: int) -> None:
     The parent hears of a hard time limit while the child still runs its body.
     """
     deadline = time.monotonic() + DEATH_WATCH.total_seconds()
-    with suppress(ChildProcessError, OverflowError):
+    with suppress(ChildProcessError, ProcessLookupError, OverflowError):
         # Refused for what is no child of ours: a greenlet's number, or a pid that was reaped and given away.
+        # Billiard kills it, too, and may reap it at any moment.
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
         os.kill(pid, signal.SIGKILL)
         while time.monotonic() < deadline:
