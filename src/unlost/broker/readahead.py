@@ -62,7 +62,7 @@ def read_left(connection: Any) -> bool:
     """Handle what was read and not handled; for each turn of an event loop, before it waits.
 
     Whoever waits for the broker's answer to a method reads no further than that: deliveries that came with
-    it (a larger prefetch brings some at once) would lie here until the next byte, such as a heartbeat's.
+    it, as when a queue is subscribed to again, would lie here until the next byte, such as a heartbeat's.
 
     Args:
         connection: Of py-amqp.
