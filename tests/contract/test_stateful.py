@@ -218,6 +218,22 @@ def ledger(request: pytest.FixtureRequest, store_servers: Servers, tmp_path: Pat
 
 
 @pytest.mark.parametrize("ledger", ALL, indirect=True)
+def test_a_message_that_is_done_without_its_key_does_not_take_it(ledger: Ledger) -> None:
+    """Its key has ended otherwise meanwhile: whoever completes both is told so."""
+    message, key = MessageId("shop.charge", "m"), MessageId("shop.charge", "k")
+
+    def lease_of(which: MessageId) -> Row:
+        delivery = Delivery(message=which, generation=Generation(0, 1), holder=f"h-{which.id}")
+        return ledger.acquire(delivery, lease=LEASE, limits=LIMITS).row  # type: ignore[union-attr]
+
+    lease, held = lease_of(message), lease_of(key)
+    ledger.complete(message, lease, '"x"')
+    ledger.decide_dead(key, held, failure=FAILURE)
+    with pytest.raises(LeaseLost):
+        ledger.complete(message, lease, '"x"', None, Claim(key, held, "f", message))
+
+
+@pytest.mark.parametrize("ledger", ALL, indirect=True)
 def test_every_store_does_as_the_model(ledger: Ledger) -> None:
     """Grants, refusals and rows agree after every step, also for holders that are late."""
     run(ledger)

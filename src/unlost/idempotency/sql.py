@@ -155,10 +155,12 @@ class SqlStore:
             if self._complete(connection, message, row, result, quietly):
                 self._complete_claim(connection, claim, result)
                 return
-        # A write of ours whose answer was lost, and that is tried again, finds itself.
+        # A write of ours whose answer was lost, and that is tried again, finds itself, and its key.
         present = self.read(message)
         if not (_is_done_by(present, row) and present.result == result):
             raise _lost(message, row)
+        if claim is not None and not _is_done_by(self.read(claim.key), claim.row):
+            raise _lost(claim.key, claim.row)
 
     def _complete(
         self,
