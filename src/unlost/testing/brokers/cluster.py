@@ -115,8 +115,8 @@ class ClusterNode(DockerBroker):
     def _drop_vhost(self, name: str) -> None:
         """Leave a vhost to go with the cluster.
 
-        Deleted minutes after a rolling restart, one of 4.3.6 took all dead-lettering of a node with it: a
-        process that still asked for its queue failed until the supervisor of all such processes ended
+        Deleted right after a rolling restart, one of 4.3.6 took all dead-lettering of a node with it: a
+        process that still asked for its queue failed, minutes later, until the supervisor of all ended
         (of the kind of rabbitmq-server #16652).
         """
 

@@ -1,4 +1,4 @@
-"""The parent sees a child dead whoever kills it, and the delivery that it had goes back whatever happens."""
+"""A delivery goes back whatever goes wrong in the background, and a child is seen dead whoever kills it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pytest
 
 from unlost.idempotency.memory import MemoryStore
 from unlost.tasks import request
+from unlost.tasks.consumer import ReliableConsumer
 from unlost.tasks.request import ReliableRequest, kill_and_watch
 
 
@@ -62,3 +63,38 @@ def test_a_delivery_goes_back_when_its_child_cannot_be_killed(
     with pytest.raises(PermissionError):
         held._end_lease(1, count=count)
     assert given_back == [True if count else held._message]
+
+
+def test_a_delivery_goes_back_when_its_letter_cannot_be_published(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever was raised, and be it none of ours; nothing is acked."""
+    settled: list[Any] = []
+
+    def fails(*_: Any) -> None:
+        raise ValueError("no error of a broker")
+
+    monkeypatch.setattr(ReliableConsumer, "_publish", fails)
+    worker = ReliableConsumer.__new__(ReliableConsumer)
+    worker.connection_errors = ()
+    monkeypatch.setattr(ReliableConsumer, "call_soon_ack", lambda _self, act, *_args: settled.append(act))
+    message = SimpleNamespace(ack_log_error="ack", reject_log_error="reject")
+    worker._publish_then_settle(message, None)  # type: ignore[arg-type]
+    assert settled == ["reject"]
+
+
+def test_a_delivery_goes_back_when_its_end_cannot_be_recorded() -> None:
+    """A revoked one is acked only when all its copies are cancelled."""
+    settled: list[str] = []
+
+    def fails(*_: Any) -> None:
+        raise ValueError("no error of a store")
+
+    held = ReliableRequest.__new__(ReliableRequest)
+    held._message = SimpleNamespace(headers={"task": "t.a", "id": "1"})
+    held._connection_errors = ()
+    held._on_ack = lambda *_: settled.append("ack")
+    held._on_reject = lambda *_: settled.append("reject")
+    held.humaninfo = lambda: "t.a[1]"
+    settings = SimpleNamespace(settle_patience=timedelta(seconds=1))
+    held._runtime = SimpleNamespace(ledger=SimpleNamespace(cancel=fails), settings=settings)  # type: ignore[assignment]
+    held._cancel("revoked")
+    assert settled == ["reject"]
