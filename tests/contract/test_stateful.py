@@ -245,8 +245,8 @@ def test_a_store_without_fencing_is_found() -> None:
     class Careless(MemoryStore):
         """Writes whoever holds the lease."""
 
-        def _replace(self, message: str, expected: Mapping[str, Any], row: Row, **how: Any) -> bool:  # noqa: ARG002
-            return super()._replace(message, {}, row, **how)
+        def _replace(self, message: str, expected: Mapping[str, Any], row: Row, *how: Any) -> bool:  # noqa: ARG002
+            return super()._replace(message, {}, row, *how)
 
     with pytest.raises(AssertionError):
         run(Careless(), phases=[Phase.generate])

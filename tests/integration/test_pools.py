@@ -71,6 +71,15 @@ def test_a_lease_is_renewed_and_a_dead_worker_taken_over(shop: Bench, pool: str)
     assert (row.crashes, row.lost) == (0, 1)
 
 
+def test_jobs_of_every_size_reach_a_process(shop: Bench) -> None:
+    """Those that a pipe takes at once, those that it takes in parts, and those just between."""
+    sizes = [*range(0, 3000, 40), 40_000, 70_000, 300_000]
+    start(shop, "prefork")
+    shop.call(f"for size in {sizes}: m.effect.delay('x' * size)")
+    shop.wait_for(lambda: shop.states() == {"done": len(sizes)}, "all are done")
+    assert shop.effects() == {"x" * size: 1 for size in sizes}
+
+
 @pytest.mark.parametrize("pool", REFUSED)
 def test_what_would_end_a_pool_ends_the_attempt(shop: Bench, pool: str) -> None:
     """MemoryError and SystemExit are counted crashes of the message; worker and neighbours go on."""

@@ -51,6 +51,7 @@ class Plan:
         rate: How many are sent each second.
         longest: Delays are between zero and this; every second one is of whole seconds.
         together: All retries come due within so long, at the end of ``longest``; ``None`` spreads them.
+        peak: So many come due within one second, every other ``longest``; the others stay spread.
         kill_every: Mean time between kills of a child or a worker; ``None`` for none.
         restart_broker: Whether the broker is killed in the middle.
     """
@@ -59,6 +60,7 @@ class Plan:
     rate: float
     longest: timedelta
     together: timedelta | None = None
+    peak: int = 0
     kill_every: timedelta | None = timedelta(seconds=1)
     restart_broker: bool = True
     workers: int = 2
@@ -123,9 +125,27 @@ def _messages(plan: Plan) -> Iterator[tuple[int, str, tuple[Any, ...]]]:
         if plan.together is not None:
             at = end - chosen.random() * (plan.together / timedelta(milliseconds=1))
             yield number, queue, (0, int(at))
+        elif (at_ms := _peak_of(plan, number, end)) is not None:
+            yield number, queue, (0, at_ms)
         else:
             after = chosen.randrange(longest + 1)
             yield number, queue, (after - after % 1000 if number % 2 else after,)
+
+
+def _peak_of(plan: Plan, number: int, first_ms: float) -> int | None:
+    """Return in the middle of which second a message is to come due, or ``None``; the others are spread.
+
+    Of the messages that are sent within ``longest`` before a peak, as many as it has are picked evenly.
+    """
+    if not plan.peak:
+        return None
+    in_reach = round(plan.rate * plan.longest.total_seconds())
+    peak, index = divmod(number, 2 * in_reach)
+    if index >= in_reach or index * plan.peak // in_reach == (index + 1) * plan.peak // in_reach:
+        return None
+    # The client takes a while to start.
+    second = first_ms // 1000 + 2 + 2 * peak * plan.longest.total_seconds()
+    return int(second * 1000 + 500)
 
 
 def _publish(messages: Any, rate: float, environment: Mapping[str, str]) -> None:

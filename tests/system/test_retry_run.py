@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -10,9 +12,22 @@ import pytest
 from tests.support.figures import tell
 from tests.support.retry_run import Outcome, Plan, run
 from tests.support.retry_verdict import lateness, made_up_for, most_due_in_a_second, problems_of
+from tests.support.stores import require
 from unlost.testing.brokers import Broker
+from unlost.testing.stores import start_store
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(1200)]
+
+#: So many come due in one second.
+PEAK = 500
+
+TEN_THOUSAND = Plan(
+    messages=10_000,
+    rate=30,
+    longest=timedelta(seconds=30),
+    kill_every=timedelta(seconds=10),
+    patience=timedelta(seconds=300),
+)
 
 #: After a restart of the broker all retries are on time again within this: the backlog is worked off.
 RECOVERED = timedelta(seconds=20)
@@ -69,20 +84,27 @@ def test_ten_thousand_retries_are_exact_and_in_time(own_broker: Broker, tmp_path
     first line of its body. What was due while the broker was down is late by the outage, and counted apart;
     what was due while its backlog was worked off is not.
     """
-    plan = Plan(
-        messages=10_000,
-        rate=30,
-        longest=timedelta(seconds=30),
-        kill_every=timedelta(seconds=10),
-        patience=timedelta(seconds=300),
-    )
-    outcome = run(plan, own_broker, tmp_path)
+    outcome = run(TEN_THOUSAND, own_broker, tmp_path)
     report(own_broker, "ten thousand retries", outcome)
     assert_exact(outcome)
     assert outcome.kills >= 5
     assert len(outcome.outages) == 1
     assert max(recoveries(outcome)) < RECOVERED.total_seconds()
     assert lateness(outcome.starts, apart=outcome.outages).quantile(0.99) < 1
+
+
+@pytest.mark.long
+def test_ten_thousand_retries_with_peaks_are_exact(
+    own_broker: Broker, tmp_path: Path, pytestconfig: pytest.Config
+) -> None:
+    """The same, five hundred due in one second of each minute; how late they are is only told."""
+    require("redis", pytestconfig)
+    with start_store("redis", os.environ) as server, server.fresh() as store:
+        outcome = run(replace(TEN_THOUSAND, rate=25, peak=PEAK), own_broker, tmp_path, store)
+    report(own_broker, "ten thousand retries with peaks", outcome)
+    assert_exact(outcome)
+    assert outcome.kills >= 5
+    assert most_due_in_a_second(outcome.starts) >= PEAK
 
 
 @pytest.mark.long

@@ -185,3 +185,23 @@ def test_a_task_finds_the_headers_that_celery_would_give_it(
 
     tracer.wrap(task, runtime, trace)("m", (), {}, ours)
     assert seen[0] == Context({**given, **protocol}, args=(), called_directly=False, kwargs={}).headers
+
+
+def test_a_body_finds_the_headers_that_did_not_travel(runtime: Runtime, task: Any) -> None:
+    """``self.request`` says of a lean message what Celery's publisher had put into it."""
+    given = {"task": task.name, "id": "m", "lang": "py"}
+    protocol = {"properties": {"application_headers": given}, "delivery_info": {"routing_key": WORK}}
+    seen = []
+
+    def trace(*call: Any) -> Any:
+        """Build the request as Celery's tracer does."""
+        seen.append(Context(call[3]))
+        return trace_ok_t(None, None, 0.0, None)
+
+    tracer.wrap(task, runtime, trace)("m", (), {}, {**given, **protocol, **ours()})
+    assert {name: getattr(seen[0], name) for name in h.implied()} == h.implied()
+
+
+def ours() -> dict[str, Any]:
+    """Return what the parent puts into a request."""
+    return {h.HOLDER: make_holder(), h.RAW_BODY: b"[[], {}, {}]"}

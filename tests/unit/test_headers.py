@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from amqp.serialization import dumps
+from celery.app.task import Context
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -220,3 +221,26 @@ def test_names_that_are_no_text_survive() -> None:
     """A header's name that is no UTF-8 is bytes, and nothing trips over it."""
     headers: dict[Any, Any] = {b"x-opt-\xff": 1, "x-opt-a": 2}
     assert list(h.strip(headers).values()) == [1]
+
+
+def test_a_task_travels_without_what_says_nothing() -> None:
+    """What Celery sends empty is left out; the same headers with a value, and all others, are kept."""
+    empty = h.implied()
+    said = {"timelimit": [9, 5], "retries": 1, "group": "g", "stamps": {"a": 1}, "ignore_result": False}
+
+    assert h.lean({**OWN, **empty}) == {name: value for name, value in OWN.items() if name != "retries"}
+    assert h.lean({**OWN, **empty, **said, "x-nothing": None}) == {**OWN, **said, "x-nothing": None}
+
+
+def test_celery_takes_a_missing_header_for_what_it_implies() -> None:
+    """A worker's context says of a lean message what it says of the same one in full, whoever runs it."""
+    full = {**OWN, **h.implied(), "x-tenant": None}
+    lean = Context(h.lean(full))
+    for name in h.implied():
+        # The two that are no constants are asked for by Celery as "or nothing".
+        assert (getattr(lean, name) or None) == (_nothing(getattr(Context(full), name)) or None)
+    assert Context(full).as_execution_options() == lean.as_execution_options()
+
+
+def _nothing(value: Any) -> Any:
+    return None if value in ([None, None], {}) else value

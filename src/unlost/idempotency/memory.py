@@ -16,7 +16,7 @@ from unlost.core.ports import Work
 from unlost.core.settlement import ENDED, Row, State
 from unlost.core.uniqueness import is_unique_record
 from unlost.errors import StoreUnavailable
-from unlost.idempotency.records import RecordStore
+from unlost.idempotency.records import EVERYTHING, RecordStore
 
 
 class MemoryStore(RecordStore):
@@ -43,13 +43,14 @@ class MemoryStore(RecordStore):
             self._changed[message] = self._clock()
             return self._rows[message], None
 
-    def _replace(self, message: str, expected: Mapping[str, Any], row: Row, *, counts: bool = True) -> bool:
+    def _replace(
+        self, message: str, expected: Mapping[str, Any], row: Row, writes: frozenset[str] = EVERYTHING
+    ) -> bool:
         with self._lock:
             present = self._rows.get(message)
             if present is None or any(getattr(present, name) != value for name, value in expected.items()):
                 return False
-            kept = row if counts else replace(row, crashes=present.crashes, lost=present.lost)
-            self._rows[message] = kept
+            self._rows[message] = replace(present, **{name: getattr(row, name) for name in writes})
             self._changed[message] = self._clock()
             return True
 

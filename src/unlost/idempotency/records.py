@@ -12,7 +12,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import timedelta
 from itertools import islice
 from typing import Any
@@ -25,6 +25,12 @@ from unlost.core.ports import Work
 from unlost.core.settlement import Admission, Delivery, Held, Limits, Resend, Row, Run, State
 from unlost.errors import ConfigurationError, LeaseLost
 from unlost.idempotency.holder import is_gone
+
+#: The fields of a row, by what a write of it knows. A holder does not know what was counted since it got its
+#: lease, and being done changes only what :func:`unlost.core.settlement.done` does.
+EVERYTHING = frozenset(field.name for field in fields(Row))
+ALL_BUT_COUNTS = EVERYTHING - {"crashes", "lost"}
+ENDING = frozenset({"state", "token", "holder", "expires", "result", "failure"})
 
 #: How often a compare-and-set that others keep overtaking is tried before the message counts as held.
 _TRIES = 10
@@ -42,11 +48,12 @@ class RecordStore(ABC):
         """
 
     @abstractmethod
-    def _replace(self, message: str, expected: Mapping[str, Any], row: Row, *, counts: bool = True) -> bool:
-        """Write the row if the present one has the expected values (by the names of :class:`Row`).
+    def _replace(
+        self, message: str, expected: Mapping[str, Any], row: Row, writes: frozenset[str] = EVERYTHING
+    ) -> bool:
+        """Write some of the row's fields if the present one has the expected values; the others stay.
 
-        Without ``counts`` the present crashes and takeovers stay: a holder does not know what was counted
-        since it got its lease.
+        Both are by the names of :class:`Row`.
         """
 
     @abstractmethod
@@ -121,9 +128,7 @@ class RecordStore(ABC):
         if claim is not None:
             self.complete(claim.key, claim.row, claim.seal(result))
         done = settlement.done(row, result=result, quietly=quietly)
-        if not self._replace(str(message), _ours(row), done, counts=False) and not _same(
-            self.read(message), done
-        ):
+        if not self._replace(str(message), _ours(row), done, ENDING) and not _same(self.read(message), done):
             raise _lost(message, row)
 
     def cancel(self, message: MessageId, generation: Generation) -> bool:
@@ -155,7 +160,7 @@ class RecordStore(ABC):
         )
 
     def _decide(self, message: MessageId, row: Row, decided: Row) -> Row:
-        if self._replace(str(message), _ours(row), decided, counts=False):
+        if self._replace(str(message), _ours(row), decided, ALL_BUT_COUNTS):
             return decided
         present = self.read(message)
         # Ours under another id, if the answer to the first try was lost.
@@ -173,7 +178,7 @@ class RecordStore(ABC):
     def hand_over(self, message: MessageId, row: Row, *, to: str, lease: timedelta, note: str | None) -> Row:
         """Give a lease to another holder, for another time from now on."""
         given = settlement.handed_over(row, to=to, note=note)
-        if not self._replace(str(message), _ours(row), given, counts=False):
+        if not self._replace(str(message), _ours(row), given, ALL_BUT_COUNTS):
             present = self.read(message)
             # Ours, if the answer to the first try was lost.
             if present is None or (present.holder, present.token) != (to, given.token):

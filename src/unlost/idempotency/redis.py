@@ -6,6 +6,9 @@ pass for a message that nobody has seen. For the same reason the server must not
 (``maxmemory-policy noeviction``) and must sync its log (``appendfsync always``, or accept that the last
 second is lost with the machine).
 
+A field that is missing or empty stands for zero or nothing, so a new record is written without such: what is
+sent, stored and read again at every delivery is most of what the store costs.
+
 All keys carry one hash tag, ``{unlost}``, so that a script finds them on one node of a cluster.
 """
 
@@ -16,10 +19,11 @@ import json
 import os
 import threading
 import weakref
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 from unlost.core.headers import Failure
@@ -27,13 +31,20 @@ from unlost.core.ids import Generation
 from unlost.core.settlement import ENDED, Row, State
 from unlost.core.uniqueness import is_unique_record
 from unlost.errors import ConfigurationError, StoreUnavailable
-from unlost.idempotency.records import RecordStore
+from unlost.idempotency.records import EVERYTHING, RecordStore
 
 #: For a connection, and for an answer.
 PATIENCE = timedelta(seconds=5)
 
+#: Bytes that are read at a time.
+_AT_ONCE = 64 * 1024
+
 _PREFIX = "{unlost}:"
 _HOLDERS = _PREFIX + "holder:"
+
+_HOLDER = frozenset({"holder"})
+#: What a new record has beside its expiry, which is the server's to say.
+_AT_FIRST = EVERYTHING - {"expires"}
 
 
 class _Script:
@@ -69,9 +80,9 @@ _REPLACE = _Script(
 local count = tonumber(ARGV[1])
 local present = redis.call('HMGET', KEYS[1], 'holder', unpack(ARGV, 2, count + 1))
 for i = 1, count do
-  if present[i + 1] ~= ARGV[count + 1 + i] then return 0 end
+  if (present[i + 1] or '') ~= ARGV[count + 1 + i] then return 0 end
 end
-local before, holder = present[1], ARGV[2 * count + 2]
+local before, holder = present[1] or '', ARGV[2 * count + 2]
 redis.call('HSET', KEYS[1], 'updated_ms', stamp(), 'holder', holder, unpack(ARGV, 2 * count + 3))
 if before ~= holder then
   if before ~= '' then redis.call('SREM', KEYS[2] .. before, KEYS[1]) end
@@ -109,7 +120,7 @@ _PURGE = _Script(
     + """
 local state, updated, expires = unpack(redis.call('HMGET', KEYS[1], 'state', 'updated_ms', 'expires'))
 if not state or tonumber(updated) >= tonumber(stamp()) - tonumber(ARGV[1]) then return 0 end
-if tonumber(expires) > tonumber(after(0)) then return 0 end
+if (tonumber(expires) or 0) > tonumber(after(0)) then return 0 end
 for i = 3, #ARGV do
   if ARGV[i] == state then
     if ARGV[2] == '1' then redis.call('DEL', KEYS[1]) end
@@ -140,22 +151,20 @@ class RedisStore(RecordStore):
         return f"RedisStore({self._server.shown!r})"
 
     def _insert(self, message: str, row: Row, lease: timedelta) -> tuple[Row, float | None]:
-        fields = _fields(row)
-        del fields["expires"]
+        fields = (part for field in _fields(row, _AT_FIRST) if field[1] for part in field)
         keys = (_PREFIX + message, _HOLDERS)
-        answer = self._server.run(_INSERT, keys, lease.total_seconds(), row.holder or "", *_flat(fields))
+        answer = self._server.run(_INSERT, keys, lease.total_seconds(), row.holder or "", *fields)
         if isinstance(answer, list):
             now, found = answer
             return _row(found), float(now)
         return replace(row, expires=float(answer)), None
 
-    def _replace(self, message: str, expected: Mapping[str, Any], row: Row, *, counts: bool = True) -> bool:
-        fields = _fields(row)
-        holder = fields.pop("holder")
-        if not counts:
-            del fields["crashes"], fields["lost"]
+    def _replace(
+        self, message: str, expected: Mapping[str, Any], row: Row, writes: frozenset[str] = EVERYTHING
+    ) -> bool:
         values = [_text(value) for value in expected.values()]
-        arguments = (len(values), *expected, *values, holder, *_flat(fields))
+        fields = (part for field in _fields(row, writes - _HOLDER) for part in field)
+        arguments = (len(values), *expected, *values, row.holder or "", *fields)
         return bool(self._server.run(_REPLACE, (_PREFIX + message, _HOLDERS), *arguments))
 
     def _held_by(self, holder: str) -> tuple[str, Row] | None:
@@ -205,13 +214,14 @@ class _Server:
 
     def __init__(self, url: str) -> None:
         try:
+            import hiredis
             import redis
         except ModuleNotFoundError as exc:
             raise ConfigurationError(
-                "a store in Redis needs redis, which is not installed: pip install 'unlost[redis]'"
+                "a store in Redis needs redis and hiredis; one is not installed: pip install 'unlost[redis]'"
             ) from exc
-        self._failures: tuple[type[Exception], ...] = (redis.RedisError, OSError)
-        self._no_script = redis.exceptions.NoScriptError
+        self._refused: type[Exception] = hiredis.ReplyError
+        self._failures: tuple[type[Exception], ...] = (redis.RedisError, hiredis.HiredisError, OSError)
         seconds = PATIENCE.total_seconds()
         try:
             self._pool = redis.ConnectionPool.from_url(
@@ -233,7 +243,9 @@ class _Server:
         with self._errors():
             try:
                 return self._send("EVALSHA", script.digest, len(keys), *keys, *arguments)
-            except self._no_script:
+            except self._refused as exc:
+                if not str(exc).startswith("NOSCRIPT"):
+                    raise
                 return self._send("EVAL", script.text, len(keys), *keys, *arguments)
 
     def call(self, *command: Any) -> Any:
@@ -250,23 +262,70 @@ class _Server:
             raise StoreUnavailable(f"the store failed: {exc}") from exc
 
     def _send(self, *command: Any) -> Any:
-        connection = getattr(self._held, "connection", None)
-        if connection is None:
-            connection = self._held.connection = self._pool.make_connection()
-            connection.connect()  # type: ignore[no-untyped-call]
-        connection.send_command(*command)
-        return connection.read_response()
+        line: _Line | None = getattr(self._held, "line", None)
+        if line is None:
+            line = self._held.line = _Line(self._pool.make_connection())
+        return line.ask(*command)
 
     def close(self) -> None:
         """Drop this thread's connection; the next call makes another."""
-        connection = getattr(self._held, "connection", None)
-        self._held.connection = None
-        if connection is not None:
-            connection.disconnect()
+        line = getattr(self._held, "line", None)
+        self._held.line = None
+        if line is not None:
+            line.close()
 
     def forget(self) -> None:
         """Leave the parent's connections alone: a child makes its own."""
         self._held = threading.local()
+
+
+class _Line:
+    """A connection that the redis library has made and hiredis, its parser, speaks on alone.
+
+    What the library does around each command (health checks, retries, relaxed timeouts) costs more than the
+    command, and is none of it wanted here: a line that failed is dropped.
+
+    Args:
+        connection: Of the redis library, not connected.
+
+    Raises:
+        redis.RedisError, OSError: The server cannot be reached, or does not let us in.
+    """
+
+    def __init__(self, connection: Any) -> None:
+        import hiredis
+
+        # Closed with the line, when a thread ends or a child lets go of its parent's (the library then closes
+        # the descriptor and says nothing to the server).
+        self._close = weakref.finalize(self, connection.disconnect)
+        connection.connect()
+        self._socket = connection._sock
+        self._pack = hiredis.pack_command
+        self._unasked = hiredis.PushNotification
+        self._reader = hiredis.Reader(encoding="utf-8")
+
+    def ask(self, *command: Any) -> Any:
+        """Return the answer to a command.
+
+        Raises:
+            hiredis.HiredisError: The server refused, or spoke something else than Redis.
+            OSError: It was not there, or did not answer in time; the line is of no more use.
+        """
+        self._socket.sendall(self._pack(command))
+        while (answer := self._reader.gets()) is False or isinstance(answer, self._unasked):
+            if answer is not False:
+                continue
+            received = self._socket.recv(_AT_ONCE)
+            if not received:
+                raise ConnectionError("the server closed the connection")
+            self._reader.feed(received)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def close(self) -> None:
+        """Drop it."""
+        self._close()
 
 
 def _without_password(place: Mapping[str, Any]) -> str:
@@ -285,58 +344,49 @@ def _forget_after_fork(server: _Server) -> None:
     os.register_at_fork(after_in_child=forget)
 
 
-def _fields(row: Row) -> dict[str, str]:
-    """Return a row as the hash's fields."""
-    redrives, attempt = row.generation
-    fields = {
-        "state": row.state,
-        "redrives": redrives,
-        "attempt": attempt,
-        "token": row.token,
-        "holder": row.holder,
-        "expires": row.expires,
-        "decision": row.decision,
-        "sent": row.sent,
-        "crashes": row.crashes,
-        "lost": row.lost,
-        "due_ms": row.due_ms,
-        "started_ms": row.started_ms,
-        "result": row.result,
-        "failure": json.dumps(asdict(row.failure)) if row.failure else None,
-    }
-    return {name: _text(value) for name, value in fields.items()}
+def _fields(row: Row, names: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Yield some of a row's fields as those of the hash; nothing and zero are the empty text."""
+    for name in names:
+        value = getattr(row, name)
+        if name == "generation":
+            yield "redrives", _text(value.redrives)
+            yield "attempt", _text(value.attempt)
+        elif value and name == "failure":
+            yield name, json.dumps(asdict(value))
+        else:
+            yield name, _text(value)
 
 
 def _text(value: Any) -> str:
-    """Return a field's text; nothing is the empty text, and no JSON text is empty."""
-    if value is None:
+    """Return a field's text; no JSON text is empty."""
+    if not value:
         return ""
-    if isinstance(value, bool):
-        return str(int(value))
-    if isinstance(value, float):
-        return f"{value:.6f}"
-    return str(value)
-
-
-def _flat(fields: Mapping[str, str]) -> list[str]:
-    return [part for field in fields.items() for part in field]
+    if isinstance(value, str):
+        return value
+    return "1" if value is True else f"{value:.6f}" if isinstance(value, float) else str(value)
 
 
 def _row(flat: Any) -> Row:
-    """Return the row that HGETALL's answer holds."""
-    fields: dict[str, str] = dict(zip(flat[::2], flat[1::2], strict=True)) if isinstance(flat, list) else flat
+    """Return the row that HGETALL's answer holds; what is missing, empty or zero says the same."""
+    pairs = zip(flat[::2], flat[1::2], strict=True) if isinstance(flat, list) else flat.items()
+    fields: dict[str, str] = {name: text for name, text in pairs if text}
+    number = partial(_number, fields)
     return Row(
         state=State(fields["state"]),
-        generation=Generation(int(fields["redrives"]), int(fields["attempt"])),
-        token=int(fields["token"]),
-        holder=fields["holder"] or None,
-        expires=float(fields["expires"]),
-        decision=fields["decision"] or None,
-        sent=fields["sent"] == "1",
-        crashes=int(fields["crashes"]),
-        lost=int(fields["lost"]),
-        due_ms=int(fields["due_ms"]) if fields["due_ms"] else None,
-        started_ms=int(fields["started_ms"]),
-        result=fields["result"] or None,
-        failure=Failure(**json.loads(fields["failure"])) if fields["failure"] else None,
+        generation=Generation(number("redrives"), number("attempt")),
+        token=number("token"),
+        holder=fields.get("holder"),
+        expires=float(fields.get("expires", 0)),
+        decision=fields.get("decision"),
+        sent=number("sent") == 1,
+        crashes=number("crashes"),
+        lost=number("lost"),
+        due_ms=number("due_ms") or None,
+        started_ms=number("started_ms"),
+        result=fields.get("result"),
+        failure=Failure(**json.loads(fields["failure"])) if "failure" in fields else None,
     )
+
+
+def _number(fields: Mapping[str, str], name: str) -> int:
+    return int(fields.get(name, 0))

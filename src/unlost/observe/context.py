@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextvars import Token
+from typing import Any
 
 import structlog
 
@@ -12,25 +13,31 @@ from unlost.core.ids import Generation, MessageId
 CORRELATION = "correlation_id"
 
 
-@contextmanager
-def task_context(
-    message: MessageId, generation: Generation, queue: str, correlation_id: str
-) -> Iterator[None]:
-    """Bind a task's context into structlog for as long as the manager is open.
+class TaskContext:
+    """Has a task's context bound into structlog while it is open.
 
     Shown by any configuration that has ``structlog.contextvars.merge_contextvars``.
     """
-    before = structlog.contextvars.bind_contextvars(
-        task=message.task,
-        task_id=message.id,
-        attempt=generation.attempt,
-        queue=queue,
-        correlation_id=correlation_id,
-    )
-    try:
-        yield
-    finally:
-        structlog.contextvars.reset_contextvars(**before)
+
+    __slots__ = ("_before", "_shown")
+
+    def __init__(self, message: MessageId, generation: Generation, queue: str, correlation_id: str) -> None:
+        self._shown = {
+            "task": message.task,
+            "task_id": message.id,
+            "attempt": generation.attempt,
+            "queue": queue,
+            CORRELATION: correlation_id,
+        }
+        self._before: Mapping[str, Token[Any]] = {}
+
+    def __enter__(self) -> None:
+        """Bind it."""
+        self._before = structlog.contextvars.bind_contextvars(**self._shown)
+
+    def __exit__(self, *_exc: object) -> None:
+        """Bind what was bound before."""
+        structlog.contextvars.reset_contextvars(**self._before)
 
 
 def current_correlation_id() -> str | None:

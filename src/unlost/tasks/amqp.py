@@ -100,7 +100,7 @@ class ConfirmingProducer(Producer):
             exchange=exchange,
             routing_key=routing_key,
             body=body,
-            headers=headers,
+            headers=h.lean(headers),
             properties={
                 **properties,
                 "priority": priority,

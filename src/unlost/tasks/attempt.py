@@ -56,24 +56,25 @@ class Attempt:
     properties: Mapping[str, Any]
     body: bytes | str
     request: Mapping[str, Any] = field(default_factory=dict)
-    origin: Origin | None = None
-    entered: bool = False
-    crashed: bool = False
-    in_process: int = 0
+    code_version: str = ""
     successors: int = 0
-    dispatched: int = 0
-    dispatching: bool = False
     has_chord: bool = False
-    working: bool = False
-    completed: bool = False
-    fenced: bool = False
-    decided: Row | None = None
-    result: Any = None
     lost: Exception | None = None
-    speaks_against: bool = False
-    expired: bool = False
-    claim: Claim | None = None
-    journalled: bool = False
+    completed: bool = False
+    # What is not known when it begins costs nothing until it is set.
+    entered: bool = field(default=False, init=False)
+    crashed: bool = field(default=False, init=False)
+    in_process: int = field(default=0, init=False)
+    dispatched: int = field(default=0, init=False)
+    dispatching: bool = field(default=False, init=False)
+    working: bool = field(default=False, init=False)
+    fenced: bool = field(default=False, init=False)
+    decided: Row | None = field(default=None, init=False)
+    result: Any = field(default=None, init=False)
+    speaks_against: bool = field(default=False, init=False)
+    expired: bool = field(default=False, init=False)
+    claim: Claim | None = field(default=None, init=False)
+    journalled: bool = field(default=False, init=False)
 
     @property
     def number(self) -> int:
@@ -84,6 +85,11 @@ class Attempt:
     def ended(self) -> Row:
         """Return the granted row as the attempt ends: its generation counts the attempts in process."""
         return replace(self.row, generation=self.row.generation._replace(attempt=self.number))
+
+    @property
+    def origin(self) -> Origin:
+        """Return how the delivery came."""
+        return origin_of(self.request.get("delivery_info"), self.code_version)
 
     @property
     def correlation_id(self) -> str:

@@ -38,6 +38,7 @@ from unlost.tasks.control import recorded, recording
 from unlost.tasks.dependents import tell_failed
 from unlost.tasks.gatekeeper import Gatekeeper
 from unlost.tasks.gates import FETCHED_FROM, gates_of
+from unlost.tasks.handover import Handover
 from unlost.tasks.overdue import overdue
 from unlost.tasks.patience import while_store_is_down
 from unlost.tasks.pools import ignored_by, refuse_limits
@@ -74,6 +75,7 @@ class ReliableConsumer(Consumer):
         self.loop_is_over = False
         self._watch = Watch()
         self._looking: Any = None
+        self._handover: Handover | None = None
         #: The connection of py-amqp that the loop reads from.
         self._read_from: Any = None
         # In prefork the child rebuilds Celery's tracers just before this signal.
@@ -166,6 +168,7 @@ class ReliableConsumer(Consumer):
         self._stop.install()
         if self.hub is not None:
             self._read_from = self.connection.connection
+            self._hand_over()
             self.hub.on_tick.add(self._before_waiting)
         if self.restart_count <= 0:
             patience = self._runtime.settings.settle_patience
@@ -174,6 +177,13 @@ class ReliableConsumer(Consumer):
             # What was revoked while we were away; the loop does not wait for the store.
             self._runtime.in_background(self._catch_up)
         super().on_ready()
+
+    def _hand_over(self) -> None:
+        """Have the pool's processes given their jobs at once; the pool has just registered with the loop."""
+        pool = getattr(self.pool, "_pool", None)
+        if Handover.applies_to(pool):
+            self._handover = self._handover or Handover(pool, self.hub)
+            self._handover.install()
 
     def _before_waiting(self) -> None:
         """Handle the deliveries that nothing would bring to the loop's attention, before it waits.
@@ -239,9 +249,11 @@ class ReliableConsumer(Consumer):
         handle = super().create_task_handler(*args, **kwargs)
         receive_raw(self.task_consumer.channel, UNPACKED * self._runtime.settings.payload_limit)
         fatal = (*self.connection_errors, *self.channel_errors)
+        is_copied = isinstance(self.pool, PreforkPool)
 
         def on_task_received(message: Any) -> Any:
             message.on_the_loop = self.call_soon_ack
+            message.is_copied = is_copied
             message.queue = self._queue_of(message)
             if UNREADABLE in message.headers:
                 return self._dead_letter(message, "undecodable", str(message.headers[UNREADABLE]))

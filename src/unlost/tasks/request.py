@@ -64,10 +64,13 @@ class ReliableRequest(Request):
 
     def __init__(self, message: Any, **options: Any) -> None:
         _translate_foreign_times(message, options)
-        has_claim = h.CLAIM in message.headers
-        if has_claim:
+        if h.CLAIM in message.headers:
             # The payload is fetched where it is used: never on the worker's main loop.
             options |= {"body": [[], {}, waiting_of(raw_body_of(message))], "decoded": True}
+        elif message.is_copied:
+            # Celery sends the arguments along with the request anyway, so pickle has them already; given
+            # the body as it came, the child would decode it a second time.
+            options |= {"body": message.payload, "decoded": True}
         super().__init__(message, **options)
         problem = problem_of_body(self._payload)
         if problem is not None:
@@ -78,9 +81,7 @@ class ReliableRequest(Request):
         self.queue: str | None = getattr(message, "queue", None)
         self.holder = make_holder()
         self._request_dict[h.HOLDER] = self.holder
-        # The same object as the body that goes to the pool: pickle sends it once.
-        same = not has_claim and "compression" not in message.headers
-        self._request_dict[h.RAW_BODY] = self._body if same else raw_body_of(message)
+        self._request_dict[h.RAW_BODY] = raw_body_of(message)
         #: Whether what the task depends on answered; ``None`` when the delivery's end does not tell.
         self._dependency_ok: bool | None = True
         self._runtime.traffic.begin(self, message.headers["task"], message.delivery_info or {})

@@ -47,9 +47,9 @@ from unlost.core.signing import UNSIGNABLE
 from unlost.errors import BrokerError, ClaimLost, ConfigurationError, LeaseLost, StoreError, StoreUnavailable
 from unlost.idempotency.memory import Unrecorded
 from unlost.idempotency.none import NoStore
-from unlost.observe.context import task_context
+from unlost.observe.context import TaskContext
 from unlost.tasks.amqp import due_of, has_waited, route
-from unlost.tasks.attempt import Attempt, NotAdmitted, NotYet, origin_of, outgoing
+from unlost.tasks.attempt import Attempt, NotAdmitted, NotYet, outgoing
 from unlost.tasks.body import decide, failure_of, verdict_of
 from unlost.tasks.claims import redeem
 from unlost.tasks.crashpoints import Point
@@ -85,7 +85,7 @@ def wrap(task: ReliableTask, runtime: Runtime, trace: Tracer) -> Tracer:
     """Return a tracer that settles around Celery's."""
 
     def settle(task_id: str, args: Any, kwargs: Any, request: dict[str, Any] | None = None) -> Any:
-        request = request if request is not None else {}
+        request = {**h.implied(), **(request or {})}
         lost: Exception | None = None
         if h.CLAIM in request and h.RAW_BODY in request:
             try:
@@ -98,7 +98,7 @@ def wrap(task: ReliableTask, runtime: Runtime, trace: Tracer) -> Tracer:
             return trace(task_id, args, kwargs, request)
         attempt.lost = lost
         correlation = attempt.correlation_id
-        with task_context(attempt.message, attempt.row.generation, attempt.queue, correlation):
+        with TaskContext(attempt.message, attempt.row.generation, attempt.queue, correlation):
             settled = _settle(task, runtime, attempt, lambda: trace(task_id, args, kwargs, request))
         runtime.points.reach(Point.SETTLED, attempt.message)
         return settled
@@ -137,7 +137,7 @@ def _arrive(task: ReliableTask, runtime: Runtime, request: dict[str, Any]) -> At
         properties=properties,
         body=body,
         request=request,
-        origin=origin_of(request.get("delivery_info"), runtime.settings.code_version),
+        code_version=runtime.settings.code_version,
         successors=_successors(request),
         has_chord=bool(request.get("chord")),
     )
