@@ -21,6 +21,8 @@ from unlost.testing.brokers import Vhost
 from unlost.testing.waiting import wait_until
 
 BURST = 300
+#: On a busy machine a burst may come in pieces, and nothing of it be left.
+BURSTS = 5
 #: Some of the bodies are longer than a TLS record, and than what is read ahead.
 LONG = frozenset(range(0, BURST, 50))
 ALL = Counter(str(number) for number in range(BURST))
@@ -36,13 +38,13 @@ def node(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         yield started
 
 
-def publish(node: TlsNode) -> None:
-    """Publish the burst, so fast and with so few headers that several deliveries come in one TLS record."""
+def publish(node: TlsNode, which: int) -> None:
+    """Publish a burst, so fast and with so few headers that several deliveries come in one TLS record."""
     with node.connect() as connection:
         channel = connection.channel()
         for number in range(BURST):
             body = json.dumps([[str(number), "x" * 40_000 * (number in LONG)], {}, {}])
-            headers = {"lang": "py", "task": "e.effect", "id": str(number)}
+            headers = {"lang": "py", "task": "e.effect", "id": f"{which}-{number}"}
             message = amqp.Message(
                 body, application_headers=headers, content_type="application/json", content_encoding="utf-8"
             )
@@ -63,11 +65,11 @@ def shop(node: TlsNode, tmp_path: Path) -> Iterator[Bench]:
         made.stop()
 
 
-def burst(shop: Bench, node: TlsNode) -> None:
-    """Have a worker that stands still find all of the burst in its socket when it goes on."""
+def burst(shop: Bench, node: TlsNode, which: int = 1) -> None:
+    """Have a worker that stands still find all of a burst in its socket when it goes on."""
     worker = shop.start(*AT_ONCE)
     os.kill(worker.pid, signal.SIGSTOP)
-    publish(node)
+    publish(node, which)
     os.kill(worker.pid, signal.SIGCONT)
 
 
@@ -80,11 +82,31 @@ def test_a_burst_is_worked_off_to_its_last_message(shop: Bench, node: TlsNode) -
 def test_a_reader_that_leaves_off_strands_what_was_read(shop: Bench, node: TlsNode) -> None:
     """The control: one read for each time that the socket is readable leaves some of the burst lying."""
     shop.settings = {**shop.settings, "TEST_READS": "once"}
-    burst(shop, node)
-    with pytest.raises(HarnessError, match="in vain until all are done"):
-        wait_until(lambda: shop.effects() == ALL, timedelta(seconds=20), "all are done")
+    for which in range(1, BURSTS + 1):
+        burst(shop, node, which)
+        if not has_all(shop, which):
+            break
+        shop.stop()
+    else:
+        pytest.fail(f"nothing of {BURSTS} bursts was left lying")
     # A reader as it should be takes what was left; so the node is empty again, too.
     shop.stop()
     del shop.settings["TEST_READS"]
     shop.start(*AT_ONCE)
-    wait_until(lambda: shop.effects() == ALL, SOON, "all are done", why_not=lambda: shop.log(1)[-3000:])
+    wait_until(
+        lambda: shop.effects() == times(which), SOON, "all are done", why_not=lambda: shop.log()[-3000:]
+    )
+
+
+def times(bursts: int) -> Counter[str]:
+    """Return the effects of so many bursts."""
+    return Counter(dict.fromkeys(ALL, bursts))
+
+
+def has_all(shop: Bench, bursts: int) -> bool:
+    """Return whether so many bursts have all their effects before long."""
+    try:
+        wait_until(lambda: shop.effects() == times(bursts), timedelta(seconds=20), "all are done")
+    except HarnessError:
+        return False
+    return True

@@ -85,7 +85,7 @@ def test_rows_are_written_once_whatever_dies(
         trouble = at({50: restart(own_broker), 100: restart(server)})
         verdict = run.run(120, PATIENCE, trouble)
     assert_once(verdict)
-    assert set(verdict.crashes) == set(POINTS), verdict
+    assert set(verdict.crashes) >= set(POINTS), verdict
 
 
 @pytest.mark.timeout(900)
