@@ -170,6 +170,16 @@ def test_a_task_called_from_a_body_is_a_plain_call(shop: Bench) -> None:
     assert shop.runs()["direct-None"] == 1
 
 
+def test_a_body_of_the_older_protocol_is_run(shop: Bench) -> None:
+    """Headers of protocol 2 over a mapping with ``args``, as some clients send it: Celery takes it."""
+    shop.start()
+    body = '{"args": ["mapping"], "kwargs": {}, "retries": 0}'
+    usual = {"content_type": "application/json", "content_encoding": "utf-8"}
+    shop.publish_raw(body, {"task": "t.effect", "id": "older"}, **usual)
+    shop.wait_for(lambda: shop.effects() == {"mapping": 1}, "it has its effect")
+    assert shop.letters() == []
+
+
 MALFORMED: dict[str, tuple[bytes | str, dict[str, Any], dict[str, Any]]] = {
     "no json": (b"{", {"task": "t.effect", "id": "1"}, {}),
     "no triple": ("[1, 2]", {"task": "t.effect", "id": "1"}, {}),

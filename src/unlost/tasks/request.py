@@ -67,7 +67,7 @@ class ReliableRequest(Request):
         if h.CLAIM in message.headers:
             # The payload is fetched where it is used: never on the worker's main loop.
             options |= {"body": [[], {}, waiting_of(raw_body_of(message))], "decoded": True}
-        elif message.is_copied:
+        elif message.is_copied and not options.get("decoded"):
             # Celery sends the arguments along with the request anyway, so pickle has them already; given
             # the body as it came, the child would decode it a second time.
             options |= {"body": message.payload, "decoded": True}
