@@ -133,7 +133,7 @@ def implied() -> dict[str, Any]:
 
     The protocol calls most of them optional
     (https://docs.celeryq.dev/en/stable/internals/protocol.html), and Celery reads all of them as such:
-    4.4 to 5.7 by ``get``, with these defaults. ``ignore_result`` is not among them: there, false is an
+    5.7 by ``get``, with these defaults. ``ignore_result`` is not among them: there, false is an
     answer and missing is none.
     """
     return {
