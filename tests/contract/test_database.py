@@ -12,10 +12,11 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from tests.support.processes import PATIENCE
 from unlost.database import dialect
-from unlost.database.database import Database, is_supported
+from unlost.database.database import Database
 from unlost.database.dialect import Seconds, exact, long_text
 from unlost.database.errors import is_contention, is_passing
 from unlost.database.migrations import Migration, migrate
+from unlost.database.schemes import is_supported
 from unlost.errors import ConfigurationError, StoreUnavailable
 
 metadata = MetaData()

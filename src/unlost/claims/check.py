@@ -6,14 +6,17 @@ import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
 
 from kombu.compression import decompress
 
-from unlost.claims.stores import ClaimStore
 from unlost.core.claims import Claim, body_of, checked_in, claim_of, is_claim, parse_key
 from unlost.core.ids import MessageId
 from unlost.core.message import Outgoing
 from unlost.core.settlement import Row, State
+
+if TYPE_CHECKING:
+    from unlost.claims.stores import ClaimStore
 
 logger = logging.getLogger(__name__)
 

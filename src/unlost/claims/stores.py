@@ -12,9 +12,10 @@ from typing import Any, Protocol
 from sqlalchemy import Column, Connection, LargeBinary, MetaData, Table, delete, insert, select
 from sqlalchemy.dialects.mysql import LONGBLOB
 
-from unlost.database.database import Database, is_supported, resolve
+from unlost.database.database import Database, resolve
 from unlost.database.dialect import exact
 from unlost.database.migrations import Migration, migrate
+from unlost.database.schemes import is_supported
 from unlost.errors import ClaimLost, ConfigurationError, StoreUnavailable
 
 

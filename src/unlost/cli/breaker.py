@@ -14,7 +14,8 @@ from rich.table import Table
 from unlost import config
 from unlost.cli.errors import Exit, reports_errors
 from unlost.core.breaker import Circuit
-from unlost.database.database import Database, is_supported
+from unlost.database.database import Database
+from unlost.database.schemes import is_supported
 from unlost.errors import ConfigurationError
 from unlost.throttle.store import ThrottleStore
 

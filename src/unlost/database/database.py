@@ -14,19 +14,8 @@ from sqlalchemy.exc import ArgumentError
 from unlost.database.dialect import READS, DatabaseDialect
 from unlost.database.errors import translated
 from unlost.database.forkgate import ForkGate
+from unlost.database.schemes import SCHEMES, SUPPORTED
 from unlost.errors import ConfigurationError
-
-SUPPORTED = "sqlite:///PATH, postgresql+psycopg://USER@HOST/NAME or mariadb+pymysql://USER@HOST/NAME"
-
-#: URL scheme → (driver name for SQLAlchemy, module of the driver, extra of this package that brings it).
-_SCHEMES = {
-    "sqlite": ("sqlite", "sqlite3", ""),
-    "sqlite+pysqlite": ("sqlite", "sqlite3", ""),
-    "postgresql": ("postgresql+psycopg", "psycopg", "postgresql"),
-    "postgresql+psycopg": ("postgresql+psycopg", "psycopg", "postgresql"),
-    "mariadb": ("mariadb+pymysql", "pymysql", "mariadb"),
-    "mariadb+pymysql": ("mariadb+pymysql", "pymysql", "mariadb"),
-}
 
 
 class Database:
@@ -128,9 +117,9 @@ def resolve(url: str) -> URL:
     except ArgumentError as exc:
         # Not repeated: it may hold a password.
         raise ConfigurationError(f"the store is no database URL: use {SUPPORTED}") from exc
-    if parsed.drivername not in _SCHEMES:
+    if parsed.drivername not in SCHEMES:
         raise _unsupported(parsed)
-    driver = _SCHEMES[parsed.drivername][0]
+    driver = SCHEMES[parsed.drivername][0]
     if driver != "sqlite":
         return parsed.set(drivername=driver)
     path = parsed.database or ":memory:"
@@ -138,11 +127,6 @@ def resolve(url: str) -> URL:
     if path.startswith((":memory:", "file:")):
         raise _unsupported(parsed)
     return parsed.set(database=os.path.abspath(path))  # noqa: PTH100 - resolves no links
-
-
-def is_supported(url: str) -> bool:
-    """Whether a URL's scheme is one of a database that we support."""
-    return url.partition(":")[0] in _SCHEMES
 
 
 def _unsupported(url: URL) -> ConfigurationError:
@@ -169,7 +153,7 @@ def _dialect(url: URL) -> DatabaseDialect:
 
 
 def _engine(dialect: DatabaseDialect, url: URL) -> Engine:
-    _, module, extra = _SCHEMES[url.drivername]
+    _, module, extra = SCHEMES[url.drivername]
     try:
         return dialect.engine(url)
     except ModuleNotFoundError as exc:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self
 
-from unlost.database.database import is_supported
+from unlost.database.schemes import is_supported
 from unlost.deadletter import archive
 from unlost.deadletter.letter import DeadLetter
 from unlost.deadletter.move import Letters

@@ -1,17 +1,24 @@
-"""Which store a URL names."""
+"""Which store a URL names.
+
+What a store needs is imported when it is chosen: SQLAlchemy alone takes a worker a third of the CPU time of
+its start, and whoever keeps the ledger in Redis does without.
+"""
 
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 from unlost.core.ports import Ledger
-from unlost.database.database import SUPPORTED
-from unlost.database.database import is_supported as is_sql
+from unlost.database.schemes import SUPPORTED
+from unlost.database.schemes import is_supported as is_sql
 from unlost.errors import ConfigurationError
 from unlost.idempotency.memory import MemoryStore
 from unlost.idempotency.none import NO_STORE, NoStore
 from unlost.idempotency.redis import RedisStore
-from unlost.idempotency.sql import SqlStore, UnguardedStore
+
+if TYPE_CHECKING:
+    from unlost.database.database import Database
 
 _REDIS = ("redis", "rediss", "unix")
 
@@ -29,7 +36,7 @@ def open_store(url: str, *, lease: timedelta = timedelta(seconds=15), unguarded:
         ConfigurationError: No store has that scheme, or its driver is not installed.
     """
     if unguarded:
-        return UnguardedStore(url, stall=lease)
+        return _sql_store(url, lease, unguarded=True)
     scheme = url.partition(":")[0]
     if scheme in _REDIS:
         return RedisStore(url)
@@ -43,4 +50,21 @@ def open_store(url: str, *, lease: timedelta = timedelta(seconds=15), unguarded:
             f"no store has the scheme {scheme}: use {SUPPORTED}, redis://HOST:PORT/NUMBER, "
             "none:// for none, or memory:// in tests"
         )
-    return SqlStore(url, stall=lease)
+    return _sql_store(url, lease, unguarded=False)
+
+
+def _sql_store(url: str, lease: timedelta, *, unguarded: bool) -> Ledger:
+    from unlost.idempotency.sql import SqlStore, UnguardedStore
+
+    return (UnguardedStore if unguarded else SqlStore)(url, stall=lease)
+
+
+def database_of(ledger: Ledger) -> Database | None:
+    """Return the SQL database that a ledger is kept in, where other tables may stand beside it."""
+    return getattr(ledger, "database", None)
+
+
+def has_one_writer(ledger: Ledger) -> bool:
+    """Whether an open unit of work keeps everybody else from writing, this very thread too."""
+    database = database_of(ledger)
+    return database is not None and database.dialect.single_host

@@ -183,6 +183,7 @@ class RecordStore(ABC):
             # Ours, if the answer to the first try was lost.
             if present is None or (present.holder, present.token) != (to, given.token):
                 raise _lost(message, row)
+            given = present
         self.renew([to], lease)
         return given
 

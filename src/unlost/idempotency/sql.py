@@ -24,7 +24,7 @@ from unlost.core import settlement
 from unlost.core.headers import Failure
 from unlost.core.ids import Generation, MessageId
 from unlost.core.keys import Claim
-from unlost.core.ports import Ledger, Work
+from unlost.core.ports import Work
 from unlost.core.settlement import Admission, Delivery, Held, Limits, Resend, Row, Run, State
 from unlost.database.database import Database
 from unlost.database.errors import is_contention, is_passing, translated
@@ -459,11 +459,6 @@ class SqlStore:
     def close(self) -> None:
         """Close the connections."""
         self.database.dispose()
-
-
-def has_one_writer(ledger: Ledger) -> bool:
-    """Whether an open unit of work keeps everybody else from writing, this very thread too."""
-    return isinstance(ledger, SqlStore) and ledger.database.dialect.single_host
 
 
 class SqlWork:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import amqp
 from celery.worker import state
@@ -20,7 +20,9 @@ from unlost.core.limits import Limit
 from unlost.errors import StoreUnavailable
 from unlost.tasks.gates import FETCHED_FROM, PROBE, Gate, Traffic
 from unlost.tasks.leases import RENEWALS_PER_LEASE
-from unlost.throttle.store import ThrottleStore
+
+if TYPE_CHECKING:
+    from unlost.throttle.store import ThrottleStore
 
 logger = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from celery import Celery
 from celery.exceptions import WorkerShutdown
@@ -14,22 +14,21 @@ from celery.signals import worker_init
 from unlost import config
 from unlost.broker.publisher import Publisher
 from unlost.claims.check import ClaimCheck
-from unlost.claims.stores import open_claims
 from unlost.config import Settings, Signing
 from unlost.core.ports import Ledger
 from unlost.core.retry import ONCE, RetryPolicy
 from unlost.errors import ConfigurationError, StoreUnavailable
-from unlost.idempotency.open import open_store
-from unlost.idempotency.sql import SqlStore
-from unlost.outbox.store import OutboxStore
+from unlost.idempotency.open import database_of, open_store
 from unlost.tasks import remote  # noqa: F401 - registers its commands, for clients too
 from unlost.tasks.gates import gates_of
 from unlost.tasks.leases import LeaseKeeper
 from unlost.tasks.runtime import Runtime, attach, has_runtime, runtime_of
 from unlost.tasks.settings import EXIT_CONFIGURATION, celery_settings, refuse_contradictions
 from unlost.tasks.task import ReliableTask, refuse_unsafe
-from unlost.throttle.store import ThrottleStore
 from unlost.topology.model import Topology
+
+if TYPE_CHECKING:
+    from unlost.throttle.store import ThrottleStore
 
 logger = logging.getLogger(__name__)
 
@@ -94,10 +93,7 @@ def _runtime(app: Celery, topology: Topology, settings: Settings, retries: Retry
     ledger = open_store(settings.store, lease=settings.lease, unguarded=unguarded)
     try:
         ledger.create_schema()
-        if isinstance(ledger, SqlStore):
-            # Beside the ledger: what a unit of work publishes commits with it.
-            OutboxStore(ledger.database).create_schema()
-            ThrottleStore(ledger.database).create_schema()
+        throttle = _beside(ledger)
     except StoreUnavailable as exc:
         raise StoreUnavailable(f"{ledger!r} cannot be opened: {exc}. Check the path and its rights.") from exc
     return Runtime(
@@ -115,15 +111,31 @@ def _runtime(app: Celery, topology: Topology, settings: Settings, retries: Retry
         leases=LeaseKeeper(ledger, settings.lease),
         claims=_claims(settings, ledger),
         seal=settings.signing.seal() if settings.signing is not None else None,
-        throttle=ThrottleStore(ledger.database) if isinstance(ledger, SqlStore) else None,
+        throttle=throttle,
     )
+
+
+def _beside(ledger: Ledger) -> ThrottleStore | None:
+    """Make the tables that stand beside a ledger in SQL, and return the one of breakers and limits."""
+    database = database_of(ledger)
+    if database is None:
+        return None
+    from unlost.outbox.store import OutboxStore
+    from unlost.throttle.store import ThrottleStore
+
+    # In the ledger's own database: what a unit of work publishes commits with it.
+    OutboxStore(database).create_schema()
+    throttle = ThrottleStore(database)
+    throttle.create_schema()
+    return throttle
 
 
 def _claims(settings: Settings, ledger: Ledger) -> ClaimCheck | None:
     if settings.claim_store is None:
         return None
-    database = ledger.database if isinstance(ledger, SqlStore) else None
-    store = open_claims(settings.claim_store, database)
+    from unlost.claims.stores import open_claims
+
+    store = open_claims(settings.claim_store, database_of(ledger))
     return ClaimCheck(store, settings.claim_above, settings.claim_retention)
 
 

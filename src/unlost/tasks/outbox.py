@@ -12,7 +12,6 @@ from celery.canvas import Signature
 
 from unlost.core.message import Outgoing
 from unlost.errors import ConfigurationError
-from unlost.outbox.writer import write
 from unlost.tasks.sink import SinkVar, captured
 
 
@@ -55,6 +54,8 @@ class TaskOutbox:
                 "task_always_eager would run the task now, before the transaction commits: switch it off, or "
                 "call the task directly where it shall run at once"
             )
+        from unlost.outbox.writer import write
+
         with captured(self._sink, tells=False) as kept:
             result = called.apply_async(args, kwargs, **options)
         write(place, [self._ready(message) for message in kept.messages], ordering_key)

@@ -11,7 +11,6 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from celery import Celery
-from sqlalchemy import Engine
 
 from unlost.broker.publisher import Publisher
 from unlost.claims.check import ClaimCheck
@@ -21,18 +20,20 @@ from unlost.core.ports import Ledger
 from unlost.core.retry import RetryPolicy
 from unlost.core.signing import Seal
 from unlost.errors import ConfigurationError
-from unlost.idempotency.sql import SqlStore
+from unlost.idempotency.open import database_of
 from unlost.tasks.crashpoints import Points
 from unlost.tasks.gates import Traffic
 from unlost.tasks.leases import LeaseKeeper
 from unlost.tasks.outbox import TaskOutbox
 from unlost.tasks.payload import guard
 from unlost.tasks.sink import SinkVar
-from unlost.throttle.store import ThrottleStore
 from unlost.topology.model import Topology
 
 if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
     from unlost.tasks.attempt import Attempt
+    from unlost.throttle.store import ThrottleStore
 
 logger = logging.getLogger(__name__)
 
@@ -101,9 +102,10 @@ class Runtime:
         Raises:
             ConfigurationError: The store is no SQL database.
         """
-        if not isinstance(self.ledger, SqlStore):
+        database = database_of(self.ledger)
+        if database is None:
             raise ConfigurationError(f"{self.ledger!r} has no engine: business rows need a SQL store")
-        return self.ledger.engine
+        return database.engine
 
     @property
     def is_dispatching(self) -> bool:

@@ -21,7 +21,7 @@ from unlost.core.settlement import Delivery, Held, Limits, Row, Run
 from unlost.core.uniqueness import Occupant, Unique, holder_of, is_over, lease_of, occupant_of, unique_id
 from unlost.errors import ConfigurationError, LeaseLost, StoreError, StoreUnavailable, UniqueConflict
 from unlost.idempotency.holder import make_holder
-from unlost.idempotency.sql import has_one_writer
+from unlost.idempotency.open import has_one_writer
 from unlost.tasks.amqp import due_in
 from unlost.tasks.keys import arguments_of, value_of
 from unlost.tasks.runtime import Runtime

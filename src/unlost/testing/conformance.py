@@ -484,6 +484,15 @@ class LedgerConformance:
         assert ledger.release("you")
         assert isinstance(acquire(ledger), Run)
 
+    def test_handed_over_once_more_it_is_as_it_was_recorded(self, ledger: Ledger) -> None:
+        """Who did not hear the answer asks again, and is told what stands in the ledger."""
+        row = granted(ledger, holder="me")
+        ledger.hand_over(MESSAGE, row, to="you", lease=LEASE, note='"first"')
+
+        again = ledger.hand_over(MESSAGE, row, to="you", lease=LEASE, note='"second"')
+
+        assert again.result == read(ledger).result == '"first"'
+
     def test_a_lease_that_was_lost_is_not_handed_over(self, ledger: Ledger) -> None:
         """Whoever was taken over has nothing to give."""
         row = granted(ledger, holder="me")
