@@ -80,6 +80,26 @@ def test_jobs_of_every_size_reach_a_process(shop: Bench) -> None:
     assert shop.effects() == {"x" * size: 1 for size in sizes}
 
 
+@pytest.mark.parametrize("option", ["--max-tasks-per-child=2", "--max-memory-per-child=1"])
+def test_processes_that_are_replaced_all_the_time_lose_and_charge_nothing(shop: Bench, option: str) -> None:
+    """A job that went to a process on its way out is done by the next; nobody is to blame for the end."""
+    labels = [str(number) for number in range(40)]
+    shop.start(option)
+    shop.call(f"for label in {labels}: m.effect.delay(label)")
+    shop.wait_for(lambda: shop.states() == {"done": len(labels)}, "all are done")
+    assert shop.effects() == dict.fromkeys(labels, 1)
+    assert shop.runs() == dict.fromkeys(labels, 1)
+    assert set(shop.rows("select crashes, lost from unlost_messages")) == {(0, 0)}
+    assert (
+        len({line.split("ForkPoolWorker-")[1].split("]")[0] for line in succeeded(shop)}) > len(labels) // 4
+    )
+
+
+def succeeded(shop: Bench) -> list[str]:
+    """Return the lines of the log in which a process says that a task succeeded."""
+    return [line for line in shop.log().splitlines() if "ForkPoolWorker-" in line and "succeeded" in line]
+
+
 @pytest.mark.parametrize("pool", REFUSED)
 def test_what_would_end_a_pool_ends_the_attempt(shop: Bench, pool: str) -> None:
     """MemoryError and SystemExit are counted crashes of the message; worker and neighbours go on."""

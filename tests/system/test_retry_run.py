@@ -94,10 +94,14 @@ def test_ten_thousand_retries_are_exact_and_in_time(own_broker: Broker, tmp_path
 
 
 @pytest.mark.long
-def test_ten_thousand_retries_with_peaks_are_exact(
+def test_ten_thousand_retries_with_peaks_are_exact_and_in_time(
     own_broker: Broker, tmp_path: Path, pytestconfig: pytest.Config
 ) -> None:
-    """The same, five hundred due in one second of each minute; how late they are is only told."""
+    """The same, five hundred due in one second of each minute, with the ledger in Redis.
+
+    Counted as above. Two cores on which plain Celery does 1,000 empty tasks a second have time to spare;
+    where it did 550 to 950 they had not.
+    """
     require("redis", pytestconfig)
     with start_store("redis", os.environ) as server, server.fresh() as store:
         outcome = run(replace(TEN_THOUSAND, rate=25, peak=PEAK), own_broker, tmp_path, store)
@@ -105,6 +109,7 @@ def test_ten_thousand_retries_with_peaks_are_exact(
     assert_exact(outcome)
     assert outcome.kills >= 5
     assert most_due_in_a_second(outcome.starts) >= PEAK
+    assert lateness(outcome.starts, apart=outcome.outages).quantile(0.99) < 1
 
 
 @pytest.mark.long

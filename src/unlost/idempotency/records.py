@@ -170,10 +170,9 @@ class RecordStore(ABC):
 
     def mark_sent(self, message: MessageId, decision: str) -> bool:
         """Note the confirmed publish of a decision, unless another decision has followed."""
-        row = self.read(message)
-        if row is None or row.decision != decision:
-            return False
-        return self._replace(str(message), _identity(row), replace(row, sent=True))
+        # Who granted the next attempt has put away the decision; until then nobody holds the message.
+        sent = Row(state=State.WAITING, generation=Generation(0, 0), token=0, holder=None, sent=True)
+        return self._replace(str(message), {"decision": decision}, sent, frozenset({"sent"}))
 
     def hand_over(self, message: MessageId, row: Row, *, to: str, lease: timedelta, note: str | None) -> Row:
         """Give a lease to another holder, for another time from now on."""
