@@ -113,7 +113,8 @@ class RecordStore(ABC):
             lease=lease,
             holder_gone=row is not None and row.holder is not None and is_gone(row.holder),
             limits=limits,
-            decision=secrets.token_hex(16),
+            # Of a message without a row nothing is decided.
+            decision=secrets.token_hex(16) if row is not None else "",
         )
 
     def complete(

@@ -19,11 +19,11 @@ import json
 import os
 import threading
 import weakref
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, replace
 from datetime import timedelta
-from functools import partial
+from functools import lru_cache, partial
+from operator import attrgetter
 from typing import Any
 
 from unlost.core.headers import Failure
@@ -151,8 +151,8 @@ class RedisStore(RecordStore):
         return f"RedisStore({self._server.shown!r})"
 
     def _insert(self, message: str, row: Row, lease: timedelta) -> tuple[Row, float | None]:
-        fields = (part for field in _fields(row, _AT_FIRST) if field[1] for part in field)
         keys = (_PREFIX + message, _HOLDERS)
+        fields = _fields_of(row, _AT_FIRST, sparse=True)
         answer = self._server.run(_INSERT, keys, lease.total_seconds(), row.holder or "", *fields)
         if isinstance(answer, list):
             now, found = answer
@@ -163,9 +163,10 @@ class RedisStore(RecordStore):
         self, message: str, expected: Mapping[str, Any], row: Row, writes: frozenset[str] = EVERYTHING
     ) -> bool:
         values = [_text(value) for value in expected.values()]
-        fields = (part for field in _fields(row, writes - _HOLDER) for part in field)
-        arguments = (len(values), *expected, *values, row.holder or "", *fields)
-        return bool(self._server.run(_REPLACE, (_PREFIX + message, _HOLDERS), *arguments))
+        fields = _fields_of(row, writes - _HOLDER, sparse=False)
+        keys = (_PREFIX + message, _HOLDERS)
+        answer = self._server.run(_REPLACE, keys, len(values), *expected, *values, row.holder or "", *fields)
+        return bool(answer)
 
     def _held_by(self, holder: str) -> tuple[str, Row] | None:
         answer = self._server.run(_HELD, (_HOLDERS,), holder)
@@ -240,26 +241,26 @@ class _Server:
         Raises:
             StoreUnavailable: The server cannot be reached or refused; whether the script ran is unknown.
         """
-        with self._errors():
-            try:
-                return self._send("EVALSHA", script.digest, len(keys), *keys, *arguments)
-            except self._refused as exc:
-                if not str(exc).startswith("NOSCRIPT"):
-                    raise
-                return self._send("EVAL", script.text, len(keys), *keys, *arguments)
+        try:
+            return self._send("EVALSHA", script.digest, len(keys), *keys, *arguments)
+        except self._refused as exc:
+            if not str(exc).startswith("NOSCRIPT"):
+                raise self._failed(exc) from exc
+        except self._failures as exc:
+            raise self._failed(exc) from exc
+        return self.call("EVAL", script.text, len(keys), *keys, *arguments)
 
     def call(self, *command: Any) -> Any:
         """Run a command; errors as :meth:`run`."""
-        with self._errors():
-            return self._send(*command)
-
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
         try:
-            yield
+            return self._send(*command)
         except self._failures as exc:
-            self.close()
-            raise StoreUnavailable(f"the store failed: {exc}") from exc
+            raise self._failed(exc) from exc
+
+    def _failed(self, exc: Exception) -> StoreUnavailable:
+        """Drop the line, of which nobody knows what is still to come, and return what to raise."""
+        self.close()
+        return StoreUnavailable(f"the store failed: {exc}")
 
     def _send(self, *command: Any) -> Any:
         line: _Line | None = getattr(self._held, "line", None)
@@ -344,17 +345,23 @@ def _forget_after_fork(server: _Server) -> None:
     os.register_at_fork(after_in_child=forget)
 
 
-def _fields(row: Row, names: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Yield some of a row's fields as those of the hash; nothing and zero are the empty text."""
-    for name in names:
-        value = getattr(row, name)
-        if name == "generation":
-            yield "redrives", _text(value.redrives)
-            yield "attempt", _text(value.attempt)
-        elif value and name == "failure":
-            yield name, json.dumps(asdict(value))
-        else:
-            yield name, _text(value)
+def _fields_of(row: Row, fields: frozenset[str], *, sparse: bool) -> list[str]:
+    """Return fields of the hash and their values, in turns; nothing and zero are empty text, or left out."""
+    parts: list[str] = []
+    for name, value_of in _readers(fields):
+        value = value_of(row)
+        if value or not sparse:
+            parts += name, _text(value)
+    return parts
+
+
+@lru_cache(maxsize=8)
+def _readers(fields: frozenset[str]) -> tuple[tuple[str, Callable[[Row], Any]], ...]:
+    """Return how some of a row's fields are named in the hash, and what reads each; the generation is two."""
+    paths = {name: name for name in sorted(fields)}
+    if paths.pop("generation", None):
+        paths |= {"redrives": "generation.redrives", "attempt": "generation.attempt"}
+    return tuple((name, attrgetter(path)) for name, path in paths.items())
 
 
 def _text(value: Any) -> str:
@@ -363,6 +370,8 @@ def _text(value: Any) -> str:
         return ""
     if isinstance(value, str):
         return value
+    if isinstance(value, Failure):
+        return json.dumps(asdict(value))
     return "1" if value is True else f"{value:.6f}" if isinstance(value, float) else str(value)
 
 
