@@ -1,45 +1,87 @@
-"""Circuits and limits are the same for all workers, on every database."""
+"""Circuits and limits are the same for all workers, in every store."""
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from datetime import timedelta
+from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import delete, insert, update
 
+from tests.support.stores import ALL, Servers, fresh_url
 from unlost.core.breaker import Breaker, Circuit, CircuitState
 from unlost.core.limits import Limit
+from unlost.core.ports import Throttle
 from unlost.database.database import Database
 from unlost.database.migrations import versions
+from unlost.errors import StoreUnavailable
+from unlost.throttle.documents import DocumentThrottle
+from unlost.throttle.open import open_throttle
 from unlost.throttle.schema import PART, circuits, limits, slots
-from unlost.throttle.store import ThrottleStore
+from unlost.throttle.sql import SqlThrottle
 
 BANK = Breaker(name="bank", at_least=2, pause=timedelta(hours=1))
 LEASE = timedelta(minutes=1)
 
 
-@pytest.fixture
-def store(database_url: str) -> Iterator[ThrottleStore]:
-    """Return a store with its tables."""
-    made = ThrottleStore(Database(database_url))
-    made.create_schema()
-    yield made
-    made.database.dispose()
+@pytest.fixture(params=ALL)
+def store(request: pytest.FixtureRequest, store_servers: Servers, tmp_path: Path) -> Iterator[Throttle]:
+    """Return an empty store, of each kind in turn."""
+    yield from opened(request.param, store_servers, tmp_path)
 
 
-def time_passes(store: ThrottleStore, hours: float) -> None:
+@pytest.fixture(params=["memory", "redis"])
+def documents(request: pytest.FixtureRequest, store_servers: Servers, tmp_path: Path) -> Iterator[Throttle]:
+    """Return an empty store of each kind that compares and sets."""
+    yield from opened(request.param, store_servers, tmp_path)
+
+
+def opened(kind: str, servers: Servers, directory: Path) -> Iterator[Throttle]:
+    """Open an empty store of a kind, and close it."""
+    with ExitStack() as stack:
+        made = open_throttle(fresh_url(kind, servers, directory, stack))
+        yield made
+        if isinstance(made, SqlThrottle):
+            made.database.dispose()
+
+
+def time_passes(store: Throttle, hours: float) -> None:
     """Make every moment in the store earlier."""
     seconds = hours * 3600
+    if isinstance(store, DocumentThrottle):
+        for key in list(store._keys("")):
+            text, _ = store._get(key)
+            assert store._swap(key, text, json.dumps(earlier(json.loads(text or ""), seconds)))
+        return
+    assert isinstance(store, SqlThrottle)
     with store.database.transaction() as connection:
         for column in (circuits.c.until, limits.c.paid_until, slots.c.expires):
             connection.execute(update(column.table).values({column.name: column - seconds}))
 
 
-def test_a_table_of_the_release_before_is_brought_up_to_date(store: ThrottleStore) -> None:
+def earlier(document: dict[str, Any], seconds: float) -> dict[str, Any]:
+    """Return a document with every moment in it earlier."""
+    return {
+        name: earlier(value, seconds)
+        if isinstance(value, dict)
+        else value - seconds
+        if name in ("until", "paid_until", "expires")
+        else value
+        for name, value in document.items()
+    }
+
+
+def test_a_table_of_the_release_before_is_brought_up_to_date(database_url: str) -> None:
     """It gets the column that is missing, and that release goes on writing without it."""
-    with store.database.transaction() as connection:
+    database = Database(database_url)
+    store = SqlThrottle(database)
+    store.create_schema()
+    with database.transaction() as connection:
         connection.exec_driver_sql("ALTER TABLE unlost_circuits DROP COLUMN streak")
         old = (versions.c.part == PART) & (versions.c.version == 2)
         connection.execute(delete(versions).where(old))
@@ -51,15 +93,16 @@ def test_a_table_of_the_release_before_is_brought_up_to_date(store: ThrottleStor
         )
     assert store.circuit("bank") == Circuit()
     assert not store.count(BANK, ok=0, failed=2).flows
+    database.dispose()
 
 
-def test_a_circuit_nobody_has_counted_for_flows(store: ThrottleStore) -> None:
+def test_a_circuit_nobody_has_counted_for_flows(store: Throttle) -> None:
     """And is not listed."""
     assert store.circuit("bank").flows
     assert store.circuits() == {}
 
 
-def test_the_counts_of_all_workers_add_up_and_open_it(store: ThrottleStore) -> None:
+def test_the_counts_of_all_workers_add_up_and_open_it(store: Throttle) -> None:
     """One failure each of two workers is enough for at_least=2."""
     assert store.count(BANK, ok=0, failed=1).flows
     opened = store.count(BANK, ok=0, failed=1)
@@ -70,7 +113,7 @@ def test_the_counts_of_all_workers_add_up_and_open_it(store: ThrottleStore) -> N
     assert 3590 < left <= 3600
 
 
-def test_one_worker_of_many_gets_the_probe(store: ThrottleStore) -> None:
+def test_one_worker_of_many_gets_the_probe(store: Throttle) -> None:
     """Eight ask at the same moment when the pause is over."""
     store.count(BANK, ok=0, failed=2)
     assert not store.probe(BANK, "w0")
@@ -91,7 +134,7 @@ def test_one_worker_of_many_gets_the_probe(store: ThrottleStore) -> None:
     assert store.probed(BANK, won[0], ok=True).flows
 
 
-def test_an_operator_holds_and_releases_what_nobody_has_counted_for(store: ThrottleStore) -> None:
+def test_an_operator_holds_and_releases_what_nobody_has_counted_for(store: Throttle) -> None:
     """A hold needs no failures, and a release lets a probe through at once."""
     store.hold("bank", lasts=timedelta(hours=1), reason="maintenance")
     assert store.circuit("bank").reason == "maintenance"
@@ -100,7 +143,7 @@ def test_an_operator_holds_and_releases_what_nobody_has_counted_for(store: Throt
     assert store.probe(BANK, "w")
 
 
-def test_many_asking_at_once_get_no_more_than_the_rate(store: ThrottleStore) -> None:
+def test_many_asking_at_once_get_no_more_than_the_rate(store: Throttle) -> None:
     """A burst of five for eight workers that each want three."""
     limit = Limit(name="sms", rate=5, per=timedelta(hours=1), burst=5)
     got: list[int] = []
@@ -119,7 +162,7 @@ def test_many_asking_at_once_get_no_more_than_the_rate(store: ThrottleStore) -> 
     assert 700 < refused.wait <= 720
 
 
-def test_permits_without_a_message_are_given_back(store: ThrottleStore) -> None:
+def test_permits_without_a_message_are_given_back(store: Throttle) -> None:
     """They can be had again at once."""
     limit = Limit(name="sms", rate=5, per=timedelta(hours=1), burst=5)
     store.permits(limit, "w1", wanted=5, running=0, lease=LEASE)
@@ -127,7 +170,7 @@ def test_permits_without_a_message_are_given_back(store: ThrottleStore) -> None:
     assert store.permits(limit, "w2", wanted=5, running=0, lease=LEASE).permits == 2
 
 
-def test_what_other_workers_run_takes_slots_until_they_say_or_fall_silent(store: ThrottleStore) -> None:
+def test_what_other_workers_run_takes_slots_until_they_say_or_fall_silent(store: Throttle) -> None:
     """A worker that is gone is believed for its lease and no longer."""
     limit = Limit(name="printer", concurrent=3)
     assert store.permits(limit, "w1", wanted=9, running=0, lease=LEASE).permits == 3
@@ -136,3 +179,29 @@ def test_what_other_workers_run_takes_slots_until_they_say_or_fall_silent(store:
     assert store.permits(limit, "w2", wanted=9, running=0, lease=LEASE).permits == 2
     time_passes(store, hours=1)
     assert store.permits(limit, "w3", wanted=9, running=0, lease=LEASE).permits == 3
+
+
+def test_what_two_decide_at_once_is_decided_one_after_the_other(
+    documents: DocumentThrottle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A write that comes between makes the other decide anew: no count is lost."""
+    swap = documents._swap
+    overtaken: list[str] = []
+
+    def overtake(key: str, before: str | None, after: str) -> bool:
+        if not overtaken:
+            overtaken.append(key)
+            documents.count(BANK, ok=0, failed=1)
+        return swap(key, before, after)
+
+    monkeypatch.setattr(documents, "_swap", overtake)
+    assert documents.count(BANK, ok=0, failed=1).state is CircuitState.OPEN
+
+
+def test_a_crowd_that_never_lets_one_through_is_a_store_that_does_not_answer(
+    documents: DocumentThrottle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever asks is told, and asks again later."""
+    monkeypatch.setattr(documents, "_swap", lambda *_: False)
+    with pytest.raises(StoreUnavailable, match="another worker changed it first"):
+        documents.hold("bank", lasts=LEASE, reason="maintenance")

@@ -5,11 +5,13 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from tests.support.gates import Gated, gated
+from tests.support.stores import Servers, fresh_url
 from unlost.testing.brokers import Vhost
 
 pytestmark = pytest.mark.one_broker
@@ -19,10 +21,16 @@ BEFORE = 4 + 4
 
 
 @pytest.fixture
-def bank(vhost: Vhost, tmp_path: Path) -> Iterator[Gated]:
-    """The gated app on a fresh vhost."""
-    with gated(vhost, tmp_path) as made:
-        yield made
+def bank(
+    request: pytest.FixtureRequest, vhost: Vhost, tmp_path: Path, store_servers: Servers
+) -> Iterator[Gated]:
+    """The gated app on a fresh vhost, with a store of the kind that the test says, or SQLite."""
+    with ExitStack() as stack:
+        url = fresh_url(getattr(request, "param", "sqlite"), store_servers, tmp_path, stack)
+        yield stack.enter_context(gated(vhost, tmp_path, UNLOST_STORE=url))
+
+
+in_every_kind_of_store = pytest.mark.parametrize("bank", ["sqlite", "redis"], indirect=True)
 
 
 def cli(bank: Gated, *arguments: str) -> str:
@@ -33,6 +41,7 @@ def cli(bank: Gated, *arguments: str) -> str:
     return done.stdout
 
 
+@in_every_kind_of_store
 def test_an_outage_burns_only_the_probes_attempts(bank: Gated) -> None:
     """While the bank is down each probe burns one attempt; when it is back all payments are made."""
     bank.start()
@@ -60,6 +69,7 @@ def test_without_the_breaker_the_outage_burns_every_budget(vhost: Vhost, tmp_pat
         assert bank.failures() == 60
 
 
+@in_every_kind_of_store
 def test_an_operator_stops_a_queue_and_lets_it_go_on(bank: Gated) -> None:
     """A held breaker consumes nothing; released, one message is tried and then all."""
     bank.start()

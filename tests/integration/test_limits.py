@@ -4,20 +4,31 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from tests.support.gates import Gated, gated
+from tests.support.stores import Servers, fresh_url
 from unlost.testing.brokers import Broker, Vhost
 
 pytestmark = pytest.mark.one_broker
 
 
-@pytest.fixture(scope="module")
-def office(broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gated]:
-    """The gated app on a fresh vhost, with two workers of two processes."""
-    with broker.fresh_vhost() as vhost, gated(vhost, tmp_path_factory.mktemp("office")) as made:
+@pytest.fixture(scope="module", params=["sqlite", "redis"])
+def office(
+    request: pytest.FixtureRequest,
+    broker: Broker,
+    tmp_path_factory: pytest.TempPathFactory,
+    store_servers: Servers,
+) -> Iterator[Gated]:
+    """The gated app on a fresh vhost, with two workers of two processes, and each kind of store."""
+    folder = tmp_path_factory.mktemp("office")
+    with ExitStack() as stack:
+        vhost = stack.enter_context(broker.fresh_vhost())
+        url = fresh_url(request.param, store_servers, folder, stack)
+        made = stack.enter_context(gated(vhost, folder, UNLOST_STORE=url))
         made.start(wait=False)
         made.start()
         yield made

@@ -96,7 +96,7 @@ def _age_rows(store: SqlStore, seconds: float) -> None:
 
 
 def _age_hashes(store: RedisStore, seconds: float) -> None:
-    with redis.Redis(connection_pool=store._server._pool) as client:
+    with redis.Redis(connection_pool=store.server._pool) as client:
         for key in client.scan_iter("{unlost}:*[[]*"):
             expires = float(client.hget(key, "expires") or 0)
             if expires:

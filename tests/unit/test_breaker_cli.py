@@ -50,6 +50,14 @@ def test_a_release_needs_a_name_that_is_known(store: str) -> None:
 
 def test_a_store_that_keeps_no_breakers_is_a_usage_error() -> None:
     """The error names what is needed."""
-    said = run("redis://127.0.0.1:1/0", "list")
+    said = run("none://", "list")
     assert said.exit_code == 2
-    assert "SQL store" in said.output
+    assert "need a store" in said.output
+
+
+def test_a_store_that_does_not_answer_is_named() -> None:
+    """Nothing was changed, and the error says where nobody was."""
+    said = run("redis://:secret@127.0.0.1:1/0", "hold", "bank", "--yes")
+    assert said.exit_code not in (0, 1)
+    assert "127.0.0.1:1" in said.output
+    assert "secret" not in said.output

@@ -14,6 +14,7 @@ from tests.support.apps import OTHER, WORK, close, shop
 from unlost.core.breaker import Circuit, CircuitState
 from unlost.errors import ConfigurationError
 from unlost.tasks.gates import PROBE, Gate, Tally, Traffic, gates_of
+from unlost.topology.model import Topology, WorkQueue
 
 NOWHERE = "amqp://guest:guest@127.0.0.1:1//"
 BANK = unlost.Breaker(name="bank")
@@ -130,11 +131,12 @@ def test_the_tasks_of_a_queue_share_its_gate(app: Celery) -> None:
 
 
 @pytest.mark.parametrize("gate", [{"breaker": BANK}, {"limit": SLOW}])
-def test_a_store_that_is_no_sql_database_keeps_no_gates(gate: dict[str, Any]) -> None:
+def test_without_a_store_there_are_no_gates(gate: dict[str, Any]) -> None:
     """The task is refused, and the error names the way out."""
     app = Celery("shop", broker=NOWHERE, set_as_current=False)
-    unlost.install(app, topology=shop(), store="memory://")
-    with pytest.raises(ConfigurationError, match="use an SQL store"):
+    bare = Topology(name="shop", queues={WORK: WorkQueue(without_store=True)})
+    unlost.install(app, topology=bare, store="none://")
+    with pytest.raises(ConfigurationError, match=r"the app has none: give install\(app, store=\.\.\.\) one"):
         register(app, "one", queue=WORK, **gate)
 
 

@@ -14,10 +14,9 @@ from rich.table import Table
 from unlost import config
 from unlost.cli.errors import Exit, reports_errors
 from unlost.core.breaker import Circuit
-from unlost.database.database import Database
-from unlost.database.schemes import is_supported
+from unlost.core.ports import Throttle
 from unlost.errors import ConfigurationError
-from unlost.throttle.store import ThrottleStore
+from unlost.throttle.open import open_throttle
 
 _Command = Callable[..., None]
 
@@ -28,7 +27,7 @@ def _store(command: _Command) -> _Command:
         envvar="UNLOST_STORE",
         show_envvar=True,
         metavar="URL",
-        help="Of the SQL database that the workers use. Default: that of the settings.",
+        help="Of the store that the workers use. Default: that of the settings.",
     )(command)
 
 
@@ -104,7 +103,7 @@ def release(name: str, store: str | None, yes: bool, as_json: bool) -> None:
     _say(opened, name, as_json, f"{name} {'is' if yes else 'would be'} tried with one message", yes=yes)
 
 
-def _say(store: ThrottleStore, name: str, as_json: bool, text: str, *, yes: bool) -> None:
+def _say(store: Throttle, name: str, as_json: bool, text: str, *, yes: bool) -> None:
     if as_json:
         click.echo(json.dumps({"done": yes, "name": name, "circuit": asdict(store.circuit(name))}))
     else:
@@ -112,13 +111,8 @@ def _say(store: ThrottleStore, name: str, as_json: bool, text: str, *, yes: bool
     raise SystemExit(Exit.FINE)
 
 
-def _open(url: str | None) -> ThrottleStore:
-    chosen = config.load({"store": url} if url else None).store
-    if not is_supported(chosen):
-        raise ConfigurationError("breakers need an SQL store: give --store or UNLOST_STORE one")
-    opened = ThrottleStore(Database(chosen))
-    opened.create_schema()
-    return opened
+def _open(url: str | None) -> Throttle:
+    return open_throttle(config.load({"store": url} if url else None).store)
 
 
 def _table(found: dict[str, tuple[Circuit, float]]) -> Table:

@@ -7,9 +7,11 @@ from contextlib import AbstractContextManager
 from datetime import timedelta
 from typing import Any, Protocol
 
+from unlost.core.breaker import Breaker, Circuit
 from unlost.core.headers import Failure
 from unlost.core.ids import Generation, MessageId
 from unlost.core.keys import Claim
+from unlost.core.limits import Grant, Limit
 from unlost.core.settlement import Admission, Delivery, Limits, Row
 
 
@@ -127,3 +129,50 @@ class Ledger(Protocol):
 
     def close(self) -> None:
         """Close the connections that are not in use; the next operation opens others."""
+
+
+class Throttle(Protocol):
+    """The state of breakers and limits that all workers share; all time is the store's.
+
+    Every change is atomic, so that what a worker decides holds for all. All methods raise
+    :class:`unlost.errors.StoreUnavailable` when the store cannot be asked; a crash in one of them leaves
+    everything as it was, or as it is afterwards.
+    """
+
+    def create_schema(self) -> None:
+        """Make ready what the store needs; safe when several processes start at once."""
+
+    def circuit(self, name: str) -> Circuit:
+        """Return a circuit; closed when nobody has ever counted anything."""
+
+    def circuits(self) -> dict[str, tuple[Circuit, float]]:
+        """Return every circuit by name, and how many seconds from now its ``until`` is."""
+
+    def count(self, breaker: Breaker, *, ok: int, failed: int) -> Circuit:
+        """Add the ends of attempts, and return the circuit as it is then: it may have opened."""
+
+    def probe(self, breaker: Breaker, who: str) -> bool:
+        """Take the probe, if it is time for one; at most one worker has it."""
+
+    def probed(self, breaker: Breaker, who: str, *, ok: bool | None) -> Circuit:
+        """Write what came of a probe, unless it was taken over meanwhile."""
+
+    def hold(self, name: str, *, lasts: timedelta, reason: str) -> Circuit:
+        """Stop what depends on ``name``, for so long."""
+
+    def release(self, name: str) -> Circuit:
+        """Let one message try, and then, if it succeeds, all."""
+
+    def permits(self, limit: Limit, worker: str, *, wanted: int, running: int, lease: timedelta) -> Grant:
+        """Give a worker permits to start messages, and note how many it runs then.
+
+        Args:
+            limit: The rules.
+            worker: Who asks.
+            wanted: How many it could start.
+            running: How many it runs now.
+            lease: For how long its word about that is believed, unless it asks again.
+        """
+
+    def refund(self, limit: Limit, unused: int) -> None:
+        """Take back permits that no message was found for."""

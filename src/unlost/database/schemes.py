@@ -14,6 +14,13 @@ SCHEMES = {
     "mariadb+pymysql": ("mariadb+pymysql", "pymysql", "mariadb"),
 }
 
+_REDIS = ("redis", "rediss", "unix")
+
+
+def is_redis(url: str) -> bool:
+    """Whether a URL's scheme is one of Redis."""
+    return url.partition(":")[0] in _REDIS
+
 
 def is_supported(url: str) -> bool:
     """Whether a URL's scheme is one of a database that we support."""

@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from unlost.core.ports import Ledger
-from unlost.database.schemes import SUPPORTED
+from unlost.database.schemes import SUPPORTED, is_redis
 from unlost.database.schemes import is_supported as is_sql
 from unlost.errors import ConfigurationError
 from unlost.idempotency.memory import MemoryStore
@@ -19,8 +19,6 @@ from unlost.idempotency.redis import RedisStore
 
 if TYPE_CHECKING:
     from unlost.database.database import Database
-
-_REDIS = ("redis", "rediss", "unix")
 
 
 def open_store(url: str, *, lease: timedelta = timedelta(seconds=15), unguarded: bool = False) -> Ledger:
@@ -38,7 +36,7 @@ def open_store(url: str, *, lease: timedelta = timedelta(seconds=15), unguarded:
     if unguarded:
         return _sql_store(url, lease, unguarded=True)
     scheme = url.partition(":")[0]
-    if scheme in _REDIS:
+    if is_redis(url):
         return RedisStore(url)
     if url == NO_STORE:
         return NoStore()

@@ -14,11 +14,7 @@ All keys carry one hash tag, ``{unlost}``, so that a script finds them on one no
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import threading
-import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, replace
 from datetime import timedelta
@@ -30,14 +26,8 @@ from unlost.core.headers import Failure
 from unlost.core.ids import Generation
 from unlost.core.settlement import ENDED, Row, State
 from unlost.core.uniqueness import is_unique_record
-from unlost.errors import ConfigurationError, StoreUnavailable
+from unlost.database.redis import RedisServer, Script
 from unlost.idempotency.records import EVERYTHING, RecordStore
-
-#: For a connection, and for an answer.
-PATIENCE = timedelta(seconds=5)
-
-#: Bytes that are read at a time.
-_AT_ONCE = 64 * 1024
 
 _PREFIX = "{unlost}:"
 _HOLDERS = _PREFIX + "holder:"
@@ -47,14 +37,6 @@ _HOLDER = frozenset({"holder"})
 _AT_FIRST = EVERYTHING - {"expires"}
 
 
-class _Script:
-    """A script, and the digest by which a server that has run it knows it."""
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-        self.digest = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
-
-
 _CLOCK = """
 local time = redis.call('TIME')
 local function after(seconds) return string.format('%.6f', time[1] + time[2] / 1000000 + seconds) end
@@ -62,7 +44,7 @@ local function stamp() return string.format('%.0f', time[1] * 1000 + math.floor(
 """
 
 # KEYS: record, what the sets of a holder's records begin with. ARGV: lease, holder, then field, value, ...
-_INSERT = _Script(
+_INSERT = Script(
     _CLOCK
     + """
 if redis.call('EXISTS', KEYS[1]) == 1 then return {after(0), redis.call('HGETALL', KEYS[1])} end
@@ -74,7 +56,7 @@ return expires
 )
 
 # KEYS: as above. ARGV: number of expected fields, their names, their values; holder, then field, value, ...
-_REPLACE = _Script(
+_REPLACE = Script(
     _CLOCK
     + """
 local count = tonumber(ARGV[1])
@@ -93,7 +75,7 @@ return 1
 )
 
 # KEYS: what the sets of a holder's records begin with. ARGV: lease, holder, ...
-_RENEW = _Script(
+_RENEW = Script(
     _CLOCK
     + """
 local expires = after(ARGV[1])
@@ -106,7 +88,7 @@ end
 )
 
 # KEYS: what the sets of a holder's records begin with. ARGV: holder.
-_HELD = _Script(
+_HELD = Script(
     """
 local record = redis.call('SRANDMEMBER', KEYS[1] .. ARGV[1])
 if not record then return false end
@@ -115,7 +97,7 @@ return {record, redis.call('HGETALL', record)}
 )
 
 # KEYS: record. ARGV: milliseconds since it ended, whether to remove it, states. A lease must have expired.
-_PURGE = _Script(
+_PURGE = Script(
     _CLOCK
     + """
 local state, updated, expires = unpack(redis.call('HMGET', KEYS[1], 'state', 'updated_ms', 'expires'))
@@ -131,7 +113,7 @@ return 0
 """
 )
 
-_READ = _Script("return redis.call('HGETALL', KEYS[1])")
+_READ = Script("return redis.call('HGETALL', KEYS[1])")
 
 
 class RedisStore(RecordStore):
@@ -145,15 +127,15 @@ class RedisStore(RecordStore):
     """
 
     def __init__(self, url: str) -> None:
-        self._server = _Server(url)
+        self.server = RedisServer(url)
 
     def __repr__(self) -> str:
-        return f"RedisStore({self._server.shown!r})"
+        return f"RedisStore({self.server.shown!r})"
 
     def _insert(self, message: str, row: Row, lease: timedelta) -> tuple[Row, float | None]:
         keys = (_PREFIX + message, _HOLDERS)
         fields = _fields_of(row, _AT_FIRST, sparse=True)
-        answer = self._server.run(_INSERT, keys, lease.total_seconds(), row.holder or "", *fields)
+        answer = self.server.run(_INSERT, keys, lease.total_seconds(), row.holder or "", *fields)
         if isinstance(answer, list):
             now, found = answer
             return _row(found), float(now)
@@ -165,29 +147,24 @@ class RedisStore(RecordStore):
         values = [_text(value) for value in expected.values()]
         fields = _fields_of(row, writes - _HOLDER, sparse=False)
         keys = (_PREFIX + message, _HOLDERS)
-        answer = self._server.run(_REPLACE, keys, len(values), *expected, *values, row.holder or "", *fields)
+        answer = self.server.run(_REPLACE, keys, len(values), *expected, *values, row.holder or "", *fields)
         return bool(answer)
 
     def _held_by(self, holder: str) -> tuple[str, Row] | None:
-        answer = self._server.run(_HELD, (_HOLDERS,), holder)
+        answer = self.server.run(_HELD, (_HOLDERS,), holder)
         if not answer:
             return None
         record, found = answer
         return str(record).removeprefix(_PREFIX), _row(found)
 
     def _find(self, message: str) -> Row | None:
-        found = self._server.run(_READ, (_PREFIX + message,))
+        found = self.server.run(_READ, (_PREFIX + message,))
         return _row(found) if found else None
 
     def _names(self) -> Iterator[str]:
-        cursor = "0"
-        while True:
-            cursor, keys = self._server.call("SCAN", cursor, "MATCH", _PREFIX + "*", "COUNT", 1000)
-            for key in keys:
-                if not key.startswith(_HOLDERS):
-                    yield key.removeprefix(_PREFIX)
-            if str(cursor) == "0":
-                return
+        for key in self.server.keys(_PREFIX):
+            if not key.startswith(_HOLDERS):
+                yield key.removeprefix(_PREFIX)
 
     def _is_old(self, message: str, older_than: timedelta) -> bool:
         return self._purge(message, older_than, remove=False)
@@ -198,151 +175,16 @@ class RedisStore(RecordStore):
     def _purge(self, message: str, older_than: timedelta, *, remove: bool) -> bool:
         since = int(older_than.total_seconds() * 1000)
         states = (*ENDED, State.LEASED) if is_unique_record(message) else ENDED
-        return bool(self._server.run(_PURGE, (_PREFIX + message,), since, int(remove), *states))
+        return bool(self.server.run(_PURGE, (_PREFIX + message,), since, int(remove), *states))
 
     def renew(self, holders: Collection[str], lease: timedelta) -> None:
         """Extend the leases of these holders at once."""
         if holders:
-            self._server.run(_RENEW, (_HOLDERS,), lease.total_seconds(), *holders)
+            self.server.run(_RENEW, (_HOLDERS,), lease.total_seconds(), *holders)
 
     def close(self) -> None:
         """Close this thread's connection."""
-        self._server.close()
-
-
-class _Server:
-    """Runs scripts, each in one round trip, on a connection that each thread holds."""
-
-    def __init__(self, url: str) -> None:
-        try:
-            import hiredis
-            import redis
-        except ModuleNotFoundError as exc:
-            raise ConfigurationError(
-                "a store in Redis needs redis and hiredis; one is not installed: pip install 'unlost[redis]'"
-            ) from exc
-        self._refused: type[Exception] = hiredis.ReplyError
-        self._failures: tuple[type[Exception], ...] = (redis.RedisError, hiredis.HiredisError, OSError)
-        seconds = PATIENCE.total_seconds()
-        try:
-            self._pool = redis.ConnectionPool.from_url(
-                url, socket_timeout=seconds, socket_connect_timeout=seconds, decode_responses=True
-            )
-        except ValueError as exc:
-            # Not repeated: it may hold a password.
-            raise ConfigurationError("the store is no Redis URL: use redis://HOST:PORT/NUMBER") from exc
-        self.shown = _without_password(self._pool.connection_kwargs)
-        self._held = threading.local()
-        _forget_after_fork(self)
-
-    def run(self, script: _Script, keys: tuple[str, ...], *arguments: Any) -> Any:
-        """Run a script.
-
-        Raises:
-            StoreUnavailable: The server cannot be reached or refused; whether the script ran is unknown.
-        """
-        try:
-            return self._send("EVALSHA", script.digest, len(keys), *keys, *arguments)
-        except self._refused as exc:
-            if not str(exc).startswith("NOSCRIPT"):
-                raise self._failed(exc) from exc
-        except self._failures as exc:
-            raise self._failed(exc) from exc
-        return self.call("EVAL", script.text, len(keys), *keys, *arguments)
-
-    def call(self, *command: Any) -> Any:
-        """Run a command; errors as :meth:`run`."""
-        try:
-            return self._send(*command)
-        except self._failures as exc:
-            raise self._failed(exc) from exc
-
-    def _failed(self, exc: Exception) -> StoreUnavailable:
-        """Drop the line, of which nobody knows what is still to come, and return what to raise."""
-        self.close()
-        return StoreUnavailable(f"the store failed: {exc}")
-
-    def _send(self, *command: Any) -> Any:
-        line: _Line | None = getattr(self._held, "line", None)
-        if line is None:
-            line = self._held.line = _Line(self._pool.make_connection())
-        return line.ask(*command)
-
-    def close(self) -> None:
-        """Drop this thread's connection; the next call makes another."""
-        line = getattr(self._held, "line", None)
-        self._held.line = None
-        if line is not None:
-            line.close()
-
-    def forget(self) -> None:
-        """Leave the parent's connections alone: a child makes its own."""
-        self._held = threading.local()
-
-
-class _Line:
-    """A connection that the redis library has made and hiredis, its parser, speaks on alone.
-
-    What the library does around each command (health checks, retries, relaxed timeouts) costs more than the
-    command, and is none of it wanted here: a line that failed is dropped.
-
-    Args:
-        connection: Of the redis library, not connected.
-
-    Raises:
-        redis.RedisError, OSError: The server cannot be reached, or does not let us in.
-    """
-
-    def __init__(self, connection: Any) -> None:
-        import hiredis
-
-        # Closed with the line, when a thread ends or a child lets go of its parent's (the library then closes
-        # the descriptor and says nothing to the server).
-        self._close = weakref.finalize(self, connection.disconnect)
-        connection.connect()
-        self._socket = connection._sock
-        self._pack = hiredis.pack_command
-        self._unasked = hiredis.PushNotification
-        self._reader = hiredis.Reader(encoding="utf-8")
-
-    def ask(self, *command: Any) -> Any:
-        """Return the answer to a command.
-
-        Raises:
-            hiredis.HiredisError: The server refused, or spoke something else than Redis.
-            OSError: It was not there, or did not answer in time; the line is of no more use.
-        """
-        self._socket.sendall(self._pack(command))
-        while (answer := self._reader.gets()) is False or isinstance(answer, self._unasked):
-            if answer is not False:
-                continue
-            received = self._socket.recv(_AT_ONCE)
-            if not received:
-                raise ConnectionError("the server closed the connection")
-            self._reader.feed(received)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-
-    def close(self) -> None:
-        """Drop it."""
-        self._close()
-
-
-def _without_password(place: Mapping[str, Any]) -> str:
-    where = place.get("path") or f"{place.get('host')}:{place.get('port', 6379)}"
-    return f"redis://{where}/{place.get('db') or 0}"
-
-
-def _forget_after_fork(server: _Server) -> None:
-    alive = weakref.ref(server)
-
-    def forget() -> None:
-        inherited = alive()
-        if inherited is not None:
-            inherited.forget()
-
-    os.register_at_fork(after_in_child=forget)
+        self.server.close()
 
 
 def _fields_of(row: Row, fields: frozenset[str], *, sparse: bool) -> list[str]:

@@ -10,19 +10,17 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import amqp
 from celery.worker import state
 
 from unlost.core.breaker import Breaker, Circuit
 from unlost.core.limits import Limit
+from unlost.core.ports import Throttle
 from unlost.errors import StoreUnavailable
 from unlost.tasks.gates import FETCHED_FROM, PROBE, Gate, Traffic
 from unlost.tasks.leases import RENEWALS_PER_LEASE
-
-if TYPE_CHECKING:
-    from unlost.throttle.store import ThrottleStore
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +52,7 @@ class Gatekeeper:
         consumer: Any,
         gates: Mapping[str, Gate],
         traffic: Traffic,
-        store: ThrottleStore,
+        store: Throttle,
         lease: timedelta,
     ) -> None:
         self._tap = Tap(consumer)

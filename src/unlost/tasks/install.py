@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from celery import Celery
 from celery.exceptions import WorkerShutdown
@@ -15,9 +15,10 @@ from unlost import config
 from unlost.broker.publisher import Publisher
 from unlost.claims.check import ClaimCheck
 from unlost.config import Settings, Signing
-from unlost.core.ports import Ledger
+from unlost.core.ports import Ledger, Throttle
 from unlost.core.retry import ONCE, RetryPolicy
 from unlost.errors import ConfigurationError, StoreUnavailable
+from unlost.idempotency.none import NoStore
 from unlost.idempotency.open import database_of, open_store
 from unlost.tasks import remote  # noqa: F401 - registers its commands, for clients too
 from unlost.tasks.gates import gates_of
@@ -25,10 +26,8 @@ from unlost.tasks.leases import LeaseKeeper
 from unlost.tasks.runtime import Runtime, attach, has_runtime, runtime_of
 from unlost.tasks.settings import EXIT_CONFIGURATION, celery_settings, refuse_contradictions
 from unlost.tasks.task import ReliableTask, refuse_unsafe
+from unlost.throttle.open import open_throttle
 from unlost.topology.model import Topology
-
-if TYPE_CHECKING:
-    from unlost.throttle.store import ThrottleStore
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +92,7 @@ def _runtime(app: Celery, topology: Topology, settings: Settings, retries: Retry
     ledger = open_store(settings.store, lease=settings.lease, unguarded=unguarded)
     try:
         ledger.create_schema()
-        throttle = _beside(ledger)
+        throttle = _beside(ledger, settings)
     except StoreUnavailable as exc:
         raise StoreUnavailable(f"{ledger!r} cannot be opened: {exc}. Check the path and its rights.") from exc
     return Runtime(
@@ -115,19 +114,17 @@ def _runtime(app: Celery, topology: Topology, settings: Settings, retries: Retry
     )
 
 
-def _beside(ledger: Ledger) -> ThrottleStore | None:
-    """Make the tables that stand beside a ledger in SQL, and return the one of breakers and limits."""
-    database = database_of(ledger)
-    if database is None:
+def _beside(ledger: Ledger, settings: Settings) -> Throttle | None:
+    """Make ready what stands beside a ledger, and return the state of breakers and limits."""
+    if isinstance(ledger, NoStore):
         return None
-    from unlost.outbox.store import OutboxStore
-    from unlost.throttle.store import ThrottleStore
+    database = database_of(ledger)
+    if database is not None:
+        from unlost.outbox.store import OutboxStore
 
-    # In the ledger's own database: what a unit of work publishes commits with it.
-    OutboxStore(database).create_schema()
-    throttle = ThrottleStore(database)
-    throttle.create_schema()
-    return throttle
+        # In the ledger's own database: what a unit of work publishes commits with it.
+        OutboxStore(database).create_schema()
+    return open_throttle(settings.store, database)
 
 
 def _claims(settings: Settings, ledger: Ledger) -> ClaimCheck | None:

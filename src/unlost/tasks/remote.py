@@ -58,4 +58,4 @@ def unlost_release_breaker(state: Any, name: str, **_: Any) -> dict[str, str]:
 
 
 def _without_store(runtime: Runtime) -> dict[str, str]:
-    return {"error": f"{runtime.ledger!r} keeps no breakers: they need an SQL store"}
+    return {"error": f"{runtime.ledger!r} keeps no breakers: they need a store"}

@@ -16,7 +16,7 @@ from unlost.broker.publisher import Publisher
 from unlost.claims.check import ClaimCheck
 from unlost.config import Settings
 from unlost.core.message import Outgoing
-from unlost.core.ports import Ledger
+from unlost.core.ports import Ledger, Throttle
 from unlost.core.retry import RetryPolicy
 from unlost.core.signing import Seal
 from unlost.errors import ConfigurationError
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from unlost.tasks.attempt import Attempt
-    from unlost.throttle.store import ThrottleStore
 
 logger = logging.getLogger(__name__)
 
@@ -56,8 +55,8 @@ class Runtime:
     claims: ClaimCheck | None = None
     #: Signs what is published and verifies what is delivered; ``None`` where messages are not signed.
     seal: Seal | None = None
-    #: Shared state of breakers and limits; ``None`` when the store is no SQL database.
-    throttle: ThrottleStore | None = None
+    #: Shared state of breakers and limits; ``None`` when there is no store.
+    throttle: Throttle | None = None
     #: What this worker has in hand of queues behind a breaker or a limit.
     traffic: Traffic = field(default_factory=Traffic)
     points: Points = field(default_factory=Points)

@@ -469,8 +469,8 @@ def refuse_unsafe(task: type[ReliableTask], runtime: Runtime) -> None:
         _refuse_needing_a_store(task, runtime)
     if (task.breaker or task.limit) and runtime.throttle is None:
         raise ConfigurationError(
-            f"task {task.name} has a breaker or a limit, which all workers share in an SQL database, and the "
-            f"store is {runtime.ledger!r}: use an SQL store, or remove the attribute"
+            f"task {task.name} has a breaker or a limit, which all workers share in a store, and the app has "
+            "none: give install(app, store=...) one, or remove the attribute"
         )
     _refuse_unknown_key(task, "key")
     _refuse_unknown_key(task, "unique_by")

@@ -18,7 +18,7 @@ from unlost.database.migrations import migrate
 from unlost.throttle.schema import MIGRATIONS, PART, circuits, limits, slots
 
 
-class ThrottleStore:
+class SqlThrottle:
     """Circuits and limits of one database.
 
     Every change locks its row, so that what a worker decides holds for all; the row is held for a moment
