@@ -162,6 +162,13 @@ def test_many_asking_at_once_get_no_more_than_the_rate(store: Throttle) -> None:
     assert 700 < refused.wait <= 720
 
 
+def test_after_a_quiet_time_one_may_start_at_once(store: Throttle) -> None:
+    """Whatever the size of the numbers that the store's clock shows."""
+    for rate in (3, 10, 1000):
+        limit = Limit(name=f"sms-{rate}", rate=rate)
+        assert store.permits(limit, "w", wanted=1, running=0, lease=LEASE).permits == 1
+
+
 def test_permits_without_a_message_are_given_back(store: Throttle) -> None:
     """They can be had again at once."""
     limit = Limit(name="sms", rate=5, per=timedelta(hours=1), burst=5)

@@ -39,7 +39,7 @@ class Gated(Bench):
             patience,
             what,
             why_not=lambda: (
-                f"{len(self.paid())} paid, {self.failures()} failed, {self.states()}, "
+                f"{len(self.paid())} paid, {self.failures()} failed, "
                 f"{ {queue: self.depth(queue) for queue in QUEUES} }\n{self.log()[-3000:]}"
             ),
         )

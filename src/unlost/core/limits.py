@@ -12,6 +12,10 @@ from datetime import timedelta
 from unlost.errors import ConfigurationError
 
 
+#: Seconds by which sums of moments since 1970 may be off.
+_ROUNDING = 1e-6
+
+
 @dataclass(frozen=True, kw_only=True)
 class Limit:
     """How fast the tasks that name it may start, in all workers together.
@@ -86,12 +90,13 @@ def granted(limit: Limit, *, wanted: int, taken: int, paid_until: float, now: fl
     interval = limit.interval
     if interval is None:
         return Grant(permits, paid_until, 0.0)
-    paid = max(paid_until, now)
-    # A hair more than nothing: sums of intervals are not exact in binary.
-    room = int((now + limit.burst * interval - paid) / interval + 1e-9)
+    # In seconds from now: at the size of a clock's, a double knows a quarter of a microsecond.
+    ahead = max(0.0, paid_until - now)
+    most = limit.burst * interval
+    room = int((most - ahead + _ROUNDING) / interval)
     permits = max(0, min(permits, room))
-    paid += permits * interval
-    return Grant(permits, paid, max(0.0, paid + interval - (now + limit.burst * interval)))
+    wait = max(0.0, ahead + (permits + 1) * interval - most)
+    return Grant(permits, max(paid_until, now) + permits * interval, wait)
 
 
 def refunded(limit: Limit, *, unused: int, paid_until: float) -> float:
