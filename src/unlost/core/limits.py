@@ -11,7 +11,6 @@ from datetime import timedelta
 
 from unlost.errors import ConfigurationError
 
-
 #: Seconds by which sums of moments since 1970 may be off.
 _ROUNDING = 1e-6
 
