@@ -205,6 +205,14 @@ def test_what_two_decide_at_once_is_decided_one_after_the_other(
     assert documents.count(BANK, ok=0, failed=1).state is CircuitState.OPEN
 
 
+def test_what_a_later_release_has_written_is_read(documents: DocumentThrottle) -> None:
+    """Workers of two releases share a circuit while one takes the other's place."""
+    written = documents.hold("bank", lasts=timedelta(hours=1), reason="maintenance")
+    text, _ = documents._get("circuit:bank")
+    assert documents._swap("circuit:bank", text, json.dumps({**json.loads(text or ""), "later": 1}))
+    assert documents.circuit("bank") == written
+
+
 def test_a_crowd_that_never_lets_one_through_is_a_store_that_does_not_answer(
     documents: DocumentThrottle, monkeypatch: pytest.MonkeyPatch
 ) -> None:

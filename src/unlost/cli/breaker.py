@@ -82,6 +82,8 @@ def hold(name: str, seconds: float, reason: str, store: str | None, yes: bool, a
     A dry run unless --yes.
     """
     opened = _open(store)
+    # A dry run, too, shall say that nobody is there.
+    opened.circuit(name)
     if yes:
         opened.hold(name, lasts=timedelta(seconds=seconds), reason=reason)
     _say(opened, name, as_json, f"{name} {'is' if yes else 'would be'} held for {seconds:g} s", yes=yes)
@@ -112,7 +114,12 @@ def _say(store: Throttle, name: str, as_json: bool, text: str, *, yes: bool) -> 
 
 
 def _open(url: str | None) -> Throttle:
-    return open_throttle(config.load({"store": url} if url else None).store)
+    chosen = config.load({"store": url} if url else None).store
+    if chosen.partition(":")[0] == "memory":
+        raise ConfigurationError(
+            "memory:// is each process's own: what the workers keep there, nobody else can see"
+        )
+    return open_throttle(chosen)
 
 
 def _table(found: dict[str, tuple[Circuit, float]]) -> Table:

@@ -1,11 +1,11 @@
-"""A Redis server: commands and scripts, each in one round trip, on a connection that each thread holds."""
+"""A Redis server: commands and scripts, each in one round trip, on connections that are kept."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-import threading
 import weakref
+from collections import deque
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from typing import Any
@@ -28,7 +28,7 @@ class Script:
 
 
 class RedisServer:
-    """Runs scripts, each in one round trip, on a connection that each thread holds.
+    """Runs scripts, each in one round trip; threads and greenlets may share it.
 
     Args:
         url: ``redis://...``, ``rediss://...`` or ``unix://...``; nothing is connected to yet.
@@ -56,7 +56,8 @@ class RedisServer:
             # Not repeated: it may hold a password.
             raise ConfigurationError("the store is no Redis URL: use redis://HOST:PORT/NUMBER") from exc
         self.shown = _without_password(self._pool.connection_kwargs)
-        self._held = threading.local()
+        #: Connections that wait for a command: as many as were in use at the same time.
+        self._idle: deque[_Line] = deque()
         _forget_after_fork(self)
 
     def run(self, script: Script, keys: tuple[str, ...], *arguments: Any) -> Any:
@@ -95,26 +96,43 @@ class RedisServer:
                 return
 
     def _failed(self, exc: Exception) -> StoreUnavailable:
-        """Drop the line, of which nobody knows what is still to come, and return what to raise."""
+        """Drop the lines that nobody uses, which may be as dead, and return what to raise."""
         self.close()
         return StoreUnavailable(f"the store failed: {exc}")
 
     def _send(self, *command: Any) -> Any:
-        line: _Line | None = getattr(self._held, "line", None)
-        if line is None:
-            line = self._held.line = _Line(self._pool.make_connection())
-        return line.ask(*command)
+        # Given back only after a whole answer. Whatever else ends the wait for it, a soft time limit for
+        # instance, leaves the answer to come, and the next command would take it for its own.
+        line = self._take() or self._connect()
+        try:
+            answer = line.ask(*command)
+        except self._refused:
+            self._idle.append(line)
+            raise
+        except BaseException:
+            line.close()
+            raise
+        self._idle.append(line)
+        return answer
+
+    def _take(self) -> _Line | None:
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return None
+
+    def _connect(self) -> _Line:
+        # Not by the pool, which counts what it has made and is never given any back: it would refuse at last.
+        return _Line(self._pool.connection_class(**self._pool.connection_kwargs))
 
     def close(self) -> None:
-        """Drop this thread's connection; the next call makes another."""
-        line = getattr(self._held, "line", None)
-        self._held.line = None
-        if line is not None:
+        """Drop the connections that are not in use; the next call makes another."""
+        while (line := self._take()) is not None:
             line.close()
 
     def forget(self) -> None:
         """Leave the parent's connections alone: a child makes its own."""
-        self._held = threading.local()
+        self._idle = deque()
 
 
 class _Line:
@@ -133,8 +151,8 @@ class _Line:
     def __init__(self, connection: Any) -> None:
         import hiredis
 
-        # Closed with the line, when a thread ends or a child lets go of its parent's (the library then closes
-        # the descriptor and says nothing to the server).
+        # Closed with the line, also when a child lets go of its parent's (the library then closes the
+        # descriptor and says nothing to the server).
         self._close = weakref.finalize(self, connection.disconnect)
         connection.connect()
         self._socket = connection._sock

@@ -183,7 +183,7 @@ class RedisStore(RecordStore):
             self.server.run(_RENEW, (_HOLDERS,), lease.total_seconds(), *holders)
 
     def close(self) -> None:
-        """Close this thread's connection."""
+        """Close the connections that are not in use."""
         self.server.close()
 
 

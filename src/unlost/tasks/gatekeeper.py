@@ -111,7 +111,7 @@ class Gatekeeper:
             return self._store.circuit(breaker.name)
         try:
             return self._store.count(breaker, ok=tally.ok, failed=tally.failed)
-        except StoreUnavailable:
+        except Exception:
             self._traffic.put_back(queue, tally)
             raise
 
@@ -152,14 +152,14 @@ class Gatekeeper:
 
     def _pull(self, queue: str, limit: Limit) -> float:
         """Take as many messages as there are permits and hands for."""
-        running = self._traffic.running(queue)
+        running = self._running_under(limit)
         hands = self._tap.hands()
         waiting = self._tap.depth(queue) if hands > 0 else 0
         wanted = min(hands, waiting)
-        if not wanted and (limit.concurrent is None or not self._must_tell(queue, running)):
+        if not wanted and (limit.concurrent is None or not self._must_tell(limit, running)):
             return TURN
         grant = self._store.permits(limit, self.worker, wanted=wanted, running=running, lease=self._lease)
-        self._told[queue] = (running + grant.permits, time.monotonic())
+        self._told[limit.name] = (running + grant.permits, time.monotonic())
         taken = self._tap.fetch(queue, grant.permits) if grant.permits else 0
         if taken < grant.permits:
             self._store.refund(limit, grant.permits - taken)
@@ -168,9 +168,17 @@ class Gatekeeper:
             return TURN
         return min(grant.wait or TURN, TURN)
 
-    def _must_tell(self, queue: str, running: int) -> bool:
+    def _running_under(self, limit: Limit) -> int:
+        """Return how many messages this worker runs under a limit, of all queues whose tasks name it."""
+        return sum(
+            self._traffic.running(gate.queue)
+            for gate in self._gates.values()
+            if gate.limit is not None and gate.limit.name == limit.name
+        )
+
+    def _must_tell(self, limit: Limit, running: int) -> bool:
         """Whether the others must hear how many messages run here: it has changed, or they soon forget."""
-        told, at = self._told.get(queue, (0, 0.0))
+        told, at = self._told.get(limit.name, (0, 0.0))
         renewal = self._lease.total_seconds() / RENEWALS_PER_LEASE
         return running != told or (running > 0 and time.monotonic() - at > renewal)
 

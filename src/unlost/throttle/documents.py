@@ -148,5 +148,6 @@ class DocumentThrottle(ABC):
 def _to_circuit(text: str | None) -> Circuit:
     if text is None:
         return Circuit()
-    fields = json.loads(text)
+    # A later release may have written more.
+    fields = {name: value for name, value in json.loads(text).items() if name in Circuit.__dataclass_fields__}
     return Circuit(**{**fields, "state": CircuitState(fields["state"])})

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def open_throttle(url: str, database: Database | None = None) -> Throttle:
-    """Open the shared state of breakers and limits, and make ready what it needs.
+    """Open the shared state of breakers and limits, and make ready what it needs; Redis is not asked yet.
 
     Args:
         url: The store's.
@@ -21,7 +21,7 @@ def open_throttle(url: str, database: Database | None = None) -> Throttle:
 
     Raises:
         ConfigurationError: The store keeps nothing, or what it needs is not installed.
-        StoreUnavailable: It cannot be reached.
+        StoreUnavailable: The database cannot be reached.
     """
     throttle = _throttle(url, database)
     throttle.create_schema()
@@ -38,7 +38,7 @@ def _throttle(url: str, database: Database | None) -> Throttle:
         from unlost.throttle.redis import RedisThrottle
 
         return RedisThrottle(url)
-    if url.startswith("memory:"):
+    if url.partition(":")[0] == "memory":
         from unlost.throttle.memory import MemoryThrottle
 
         return MemoryThrottle()
