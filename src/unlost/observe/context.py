@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from contextvars import Token
+from types import ModuleType
 from typing import Any
-
-import structlog
 
 from unlost.core.ids import Generation, MessageId
 
@@ -14,7 +14,7 @@ CORRELATION = "correlation_id"
 
 
 class TaskContext:
-    """Has a task's context bound into structlog while it is open.
+    """Has a task's context bound into structlog while it is open, if the application uses structlog.
 
     Shown by any configuration that has ``structlog.contextvars.merge_contextvars``.
     """
@@ -33,14 +33,25 @@ class TaskContext:
 
     def __enter__(self) -> None:
         """Bind it."""
-        self._before = structlog.contextvars.bind_contextvars(**self._shown)
+        if (bound := _contextvars()) is not None:
+            self._before = bound.bind_contextvars(**self._shown)
 
     def __exit__(self, *_exc: object) -> None:
         """Bind what was bound before."""
-        structlog.contextvars.reset_contextvars(**self._before)
+        if self._before and (bound := _contextvars()) is not None:
+            bound.reset_contextvars(**self._before)
 
 
 def current_correlation_id() -> str | None:
     """Return the correlation id that the application has bound, in a web request for instance."""
-    value = structlog.contextvars.get_contextvars().get(CORRELATION)
+    bound = _contextvars()
+    value = None if bound is None else bound.get_contextvars().get(CORRELATION)
     return str(value) if value else None
+
+
+def _contextvars() -> ModuleType | None:
+    """Return structlog's module if it is loaded: who shows or binds something has loaded it.
+
+    To load it for nobody would take a worker a fifth of the CPU time of its start.
+    """
+    return sys.modules.get("structlog.contextvars")
