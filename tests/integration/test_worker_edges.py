@@ -495,3 +495,43 @@ def test_a_control_queue_that_an_older_connection_holds_keeps_no_worker_from_wor
         shop.wait_for(lambda: shop.effects() == {"after": 1}, "it is done")
         answer = shop.call("print([*m.app.control.ping(timeout=5)[0]][0])")
     assert answer.strip() == f"w0@{socket.gethostname()}"
+
+
+def nested(levels: int) -> Any:
+    """Return a list in a list in a list."""
+    value: Any = []
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize("levels", [310, 600, 900])
+def test_what_is_nested_too_deeply_for_the_pool_is_a_letter(shop: Bench, levels: int) -> None:
+    """Also while all processes are busy, when the pool takes it from within the end of another task."""
+    worker = shop.start()
+    shop.call("[m.works.delay(str(n), 0.5) for n in range(4)]")
+    publish(shop, "t.effect", nested(levels))
+    link = {"task": "t.effect", "args": nested(levels), "kwargs": {}, "options": {}}
+    publish(shop, "t.effect", "x", embed={"callbacks": [link]})
+    shop.call("m.effect.delay('after')")
+    shop.wait_for(lambda: shop.effects()["after"] == 1 and len(shop.letters()) == 2, "two are letters")
+    assert {headers["x-unlost-death-reason"] for headers, _ in shop.letters()} <= {"malformed", "undecodable"}
+    assert shop.effects() == {**dict.fromkeys("0123", 1), "after": 1}
+    assert worker.poll() is None
+
+
+def test_the_times_of_an_older_body_hold(shop: Bench) -> None:
+    """Arguments and times in one mapping: what is due later waits, and what has expired is a letter."""
+    shop.start()
+    due = datetime.now(UTC) + timedelta(seconds=3)
+    for label, times in (
+        ("later", {"eta": due.isoformat()}),
+        ("expired", {"expires": (due - timedelta(hours=1)).isoformat()}),
+    ):
+        headers = {"lang": "py", "task": "t.effect", "id": uuid.uuid4().hex}
+        body = {**headers, "args": [label], "kwargs": {}, **times}
+        shop.publish_raw(json.dumps(body), headers, **JSON)
+    shop.wait_for(lambda: shop.effects() == {"later": 1}, "one has run")
+    assert datetime.now(UTC) >= due
+    shop.wait_for(lambda: len(shop.letters()) == 1, "the other is a letter")
+    assert shop.letters()[0][0]["x-unlost-death-reason"] == "expired"

@@ -64,6 +64,14 @@ def handover(pool: Pool) -> Handover:
     return made
 
 
+def test_what_cannot_be_pickled_is_no_job_of_the_pools(pool: Pool, handover: Handover) -> None:
+    """The pool would wait for its end, and it would be taken for lost."""
+    pool._cache[1] = SimpleNamespace(_payload=None)
+    with pytest.raises(TypeError):
+        pool._quick_put(("TASK", (1, None)))
+    assert pool._cache == {}
+
+
 def test_idle_processes_get_jobs_before_the_loop_waits(pool: Pool, handover: Handover) -> None:
     """One each, and none goes to a process that has one, or that is being written to."""
     pool.outbound_buffer.extend("abc")

@@ -228,8 +228,11 @@ def test_a_task_travels_without_what_says_nothing() -> None:
     empty = h.implied()
     said = {"timelimit": [9, 5], "retries": 1, "group": "g", "stamps": {"a": 1}, "ignore_result": False}
 
-    assert h.lean({**OWN, **empty}) == {name: value for name, value in OWN.items() if name != "retries"}
+    kept = {"timelimit": [None, None], "stamps": {}}
+
+    assert h.lean({**OWN, **empty}) == {k: v for k, v in OWN.items() if k != "retries"} | kept
     assert h.lean({**OWN, **empty, **said, "x-nothing": None}) == {**OWN, **said, "x-nothing": None}
+    assert h.lean({"group": None, "retries": 0}) == {"group": None, "retries": 0}, "no task"
 
 
 def test_celery_takes_a_missing_header_for_what_it_implies() -> None:
@@ -237,10 +240,5 @@ def test_celery_takes_a_missing_header_for_what_it_implies() -> None:
     full = {**OWN, **h.implied(), "x-tenant": None}
     lean = Context(h.lean(full))
     for name in h.implied():
-        # The two that are no constants are asked for by Celery as "or nothing".
-        assert (getattr(lean, name) or None) == (_nothing(getattr(Context(full), name)) or None)
+        assert getattr(lean, name) == getattr(Context(full), name)
     assert Context(full).as_execution_options() == lean.as_execution_options()
-
-
-def _nothing(value: Any) -> Any:
-    return None if value in ([None, None], {}) else value

@@ -36,7 +36,7 @@ class Job:
 
 def numbers(watch: Watch, jobs: list[Job], now: float) -> list[int]:
     """Return the numbers of the stranded jobs."""
-    found: list[Any] = watch.stranded(jobs, now)
+    found: list[Any] = watch.stranded(jobs, [], now)
     return [job._job for job in found]
 
 
@@ -74,3 +74,12 @@ def test_a_job_that_was_not_written_yet_waits_while_anything_runs() -> None:
     busy = Job(1, _accepted=True, _worker_pid=7)
     assert [numbers(watch, [busy, waiting], now) for now in (0.0, 50.0)] == [[], []]
     assert [numbers(watch, [waiting], now) for now in (60.0, 70.0)] == [[], [2]]
+
+
+def test_a_job_that_waits_for_a_process_to_start_is_not_stranded() -> None:
+    """The pool has it, and would run it as well: also one that it took back from a process that has ended."""
+    watch, waiting = Watch(PATIENCE), Job(1, _write_to=Process(7))
+    for now in (0.0, 60.0):
+        assert watch.stranded([waiting], [waiting], now) == []
+    assert watch.stranded([waiting], [], 61.0) == []
+    assert watch.stranded([waiting], [], 71.0) == [waiting]

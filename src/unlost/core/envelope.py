@@ -6,7 +6,7 @@ a message whose kwargs are no mapping as if it had succeeded.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from unlost.core import headers as h
@@ -36,6 +36,12 @@ LONGEST_LIMIT = 366 * 86_400
 MAX_HEADER_BYTES = 96 * 1024
 #: How deep headers may be nested; each level takes frames of Python's stack to read and to write.
 MAX_DEPTH = 64
+
+#: How deep bodies may be nested: 100 links of links.
+MAX_BODY_DEPTH = 300
+#: Encodings in which a bracket is the byte that it is in ASCII, and nothing else is.
+_ASCII_IS_ASCII = frozenset({"utf-8", "utf8", "us-ascii", "ascii"})
+_CONTAINERS = (list, tuple, Mapping)
 
 #: Both go into the ledger's key, and the id into the AMQP ``message_id`` (255 bytes) with two numbers.
 MAX_NAME_BYTES = 230
@@ -104,6 +110,34 @@ def problem_of_body(payload: Any) -> str | None:
     return _problem_of_embed(embed or {})
 
 
+def problem_of_depth(payload: Any, raw: bytes | str, encoding: object) -> str | None:
+    """Return what is wrong with how deep a decoded body is nested, or ``None``.
+
+    Pickle, which takes it to a process of the pool, gives up at some 470 levels, in the middle of what the
+    pool does for other messages.
+
+    Args:
+        payload: Decoded.
+        raw: As it was decoded from.
+        encoding: Of ``raw``.
+    """
+    # No deeper than it has brackets, which are counted in a moment.
+    square, curly = ("[", "{") if isinstance(raw, str) else (b"[", b"{")
+    brackets = raw.count(square) + raw.count(curly)  # type: ignore[arg-type]
+    if brackets <= MAX_BODY_DEPTH and str(encoding).lower() in _ASCII_IS_ASCII:
+        return None
+    level = [payload]
+    for _ in range(MAX_BODY_DEPTH):
+        level = [inner for outer in level for inner in _values(outer) if isinstance(inner, _CONTAINERS)]
+        if not level:
+            return None
+    return f"the body is nested in more than {MAX_BODY_DEPTH} levels"
+
+
+def _values(outer: Any) -> Iterable[Any]:
+    return outer.values() if isinstance(outer, Mapping) else outer
+
+
 def _problem_of_embed(embed: Mapping[str, Any]) -> str | None:
     """Celery merges embed into the request, so a foreign key there would replace what it relies on."""
     for name, value in embed.items():
@@ -117,7 +151,13 @@ def _problem_of_embed(embed: Mapping[str, Any]) -> str | None:
 
 
 def _is_signature(value: Any) -> bool:
-    return value is None or (isinstance(value, Mapping) and isinstance(value.get("task"), str))
+    """Whether Celery can send it: what it cannot, it would fail at again and again once its task is done."""
+    if value is None:
+        return True
+    if not isinstance(value, Mapping) or not isinstance(value.get("task"), str):
+        return False
+    parts = (value.get("args"), list | tuple), (value.get("kwargs"), Mapping), (value.get("options"), Mapping)
+    return all(isinstance(part, kind) for part, kind in parts)
 
 
 def _is_nested(value: Any) -> bool:

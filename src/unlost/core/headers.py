@@ -150,14 +150,17 @@ def implied() -> dict[str, Any]:
     }
 
 
-_IMPLIED = implied()
+#: Two stay: ``self.request`` of a plain task would say ``None`` of them, and not what it says else.
+_IMPLIED = {name: value for name, value in implied().items() if name not in ("timelimit", "stamps")}
 
 
 def lean(headers: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the headers of a task without those that say nothing: ten of Celery's nineteen, as a rule.
+    """Return the headers of a task without those that say nothing: eight of Celery's nineteen, as a rule.
 
-    Every header costs broker, parent and child a little, at every delivery.
+    Every header costs broker, parent and child a little, at every delivery. What is no task keeps all.
     """
+    if "task" not in headers or "id" not in headers:
+        return dict(headers)
     return {name: value for name, value in headers.items() if name not in _IMPLIED or value != _IMPLIED[name]}
 
 

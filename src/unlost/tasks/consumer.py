@@ -151,12 +151,15 @@ class ReliableConsumer(Consumer):
 
     def _give_back_stranded(self) -> None:
         pool = self.pool._pool
-        for job in self._watch.stranded(list(pool._cache.values())):
+        for job in self._watch.stranded(list(pool._cache.values()), pool.outbound_buffer):
             request = getattr(job._callback, "__self__", None)
             if isinstance(request, ReliableRequest):
                 job.discard()
-                # Else the process that it is thought to be with would never be given another.
-                pool._busy_workers.discard(getattr(job._write_to or job._scheduled_for, "inqW_fd", None))
+                process = job._write_to or job._scheduled_for
+                number = getattr(process, "inqW_fd", None)
+                if pool._fileno_to_inq.get(number) is process:
+                    # Else it would never be given another; the number may be another process's by now.
+                    pool._busy_workers.discard(number)
                 request.give_back("the pool has lost it: no process has accepted it")
                 self.controller._quick_release()
 
@@ -182,8 +185,32 @@ class ReliableConsumer(Consumer):
         """Have the pool's processes given their jobs at once; the pool has just registered with the loop."""
         pool = getattr(self.pool, "_pool", None)
         if Handover.applies_to(pool):
-            self._handover = self._handover or Handover(pool, self.hub)
+            if self._handover is None:
+                self._handover = Handover(pool, self.hub)
+                self._process_safely()
             self._handover.install()
+
+    def _process_safely(self) -> None:
+        """Have what the pool cannot take dead-lettered, and its place in the pool given back.
+
+        Celery may call this when another task has ended, from where an error would end the worker.
+        """
+        process = self.controller._process_task
+
+        def processed(request: Any) -> None:
+            try:
+                process(request)
+            except (*self.connection_errors, *self.channel_errors):
+                raise
+            except Exception as exc:
+                logger.exception("a delivery could not be given to the pool")
+                self.controller._quick_release()
+                state.task_ready(request)
+                # Settled with its letter, and by nobody else.
+                request.acknowledged = True
+                self._dead_letter(request._message, "malformed", f"{type(exc).__name__}: {exc}")
+
+        self.controller._process_task = processed
 
     def _before_waiting(self) -> None:
         """Handle the deliveries that nothing would bring to the loop's attention, before it waits.

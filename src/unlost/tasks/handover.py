@@ -42,7 +42,12 @@ class Handover:
         cache = self._pool._cache
 
         def put_whole(job: Any) -> None:
-            put(job)
+            try:
+                put(job)
+            except Exception:
+                # It cannot be pickled: else the pool would wait for the end of what never begins.
+                cache.pop(job[1][0], None)
+                raise
             _join(cache[job[1][0]])
 
         self._pool._quick_put = put_whole

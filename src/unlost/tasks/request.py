@@ -37,7 +37,7 @@ from celery.worker.state import task_ready
 from unlost.core import headers as h
 from unlost.core.claims import waiting_of
 from unlost.core.clock import epoch_ms, moment_of
-from unlost.core.envelope import problem_of_body
+from unlost.core.envelope import problem_of_body, problem_of_depth
 from unlost.errors import StoreError
 from unlost.idempotency.holder import make_holder
 from unlost.tasks.crashpoints import Point
@@ -72,7 +72,9 @@ class ReliableRequest(Request):
             # the body as it came, the child would decode it a second time.
             options |= {"body": message.payload, "decoded": True}
         super().__init__(message, **options)
-        problem = problem_of_body(self._payload)
+        problem = problem_of_body(self._payload) or problem_of_depth(
+            self._payload, message.body, message.content_encoding
+        )
         if problem is not None:
             raise InvalidTaskError(problem)
         self._runtime = runtime_of(self._app)
@@ -241,7 +243,10 @@ def _translate_foreign_times(message: Any, options: dict[str, Any]) -> None:
             continue
         for theirs, ours in (("eta", h.DUE), ("expires", h.EXPIRES)):
             if (value := headers.get(theirs)) is not None:
-                headers.setdefault(ours, _epoch_ms(theirs, value))
+                moment = _epoch_ms(theirs, value)
+                headers.setdefault(ours, moment)
+                # Of an older body Celery has made headers of its own; the child reads the message's.
+                message.headers.setdefault(ours, moment)
                 headers[theirs] = None
 
 

@@ -125,8 +125,8 @@ class SoftStop:
             self._grace = timedelta(0)
             return
         self._began = True
-        if self._consumer.loop_is_over:
-            # A warm stop waits for its tasks, and is to wait no longer.
+        if self._consumer.loop_is_over or self._consumer.connection is None:
+            # A warm stop waits for its tasks, and is to wait no longer; or the loop waits for the broker.
             self._is_late = True
             self._later(self._begin)
         else:

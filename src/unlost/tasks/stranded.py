@@ -32,15 +32,21 @@ class Watch:
         self._patience = patience
         self._since: dict[int, float] = {}
 
-    def stranded(self, jobs: Collection[Any], now: float | None = None) -> list[Any]:
+    def stranded(
+        self, jobs: Collection[Any], unwritten: Collection[Any] = (), now: float | None = None
+    ) -> list[Any]:
         """Return the jobs that have waited for too long.
 
         Args:
             jobs: What the pool has not finished: billiard's ``ApplyResult``\\ s.
+            unwritten: Those of them that the pool will write to the next process that can take one, however
+                long that takes to start: it has not lost them.
             now: Seconds of the monotonic clock.
         """
         now = time.monotonic() if now is None else now
         waiting = {job._job: job for job in _waiting_for_nobody(jobs)}
+        for job in unwritten:
+            waiting.pop(job._job, None)
         self._since = {number: self._since.get(number, now) for number in waiting}
         patience = self._patience.total_seconds()
         return [job for number, job in waiting.items() if now - self._since[number] >= patience]
