@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.workers import Bench, bench
-from unlost.testing.brokers import Vhost
+from unlost.testing.brokers import Broker, Vhost
 
 pytestmark = pytest.mark.one_broker
 
@@ -167,3 +167,23 @@ def test_a_soft_stop_does_not_wait_for_threads(shop: Bench) -> None:
     shop.wait_for(lambda: ready(shop) == 1, "it has gone back")
     if not charges_returns(shop):
         assert charged(shop) == [0]
+
+
+def test_a_soft_stop_does_not_wait_for_a_broker_that_is_away(own_broker: Broker, tmp_path: Path) -> None:
+    """A worker that has no connection ends within its grace all the same, and what it ran is no crash."""
+    with (
+        own_broker.fresh_vhost() as vhost,
+        bench(vhost, tmp_path, UNLOST_SHUTDOWN_GRACE=str(GRACE)) as shop,
+    ):
+        worker = shop.start(*GREEDY)
+        shop.call("for n in range(2): m.waits.delay(f'runs{n}')")
+        shop.wait_for(lambda: shop.runs() == {"runs0": 1, "runs1": 1}, "both slots are busy")
+        own_broker.kill()
+        try:
+            shop.wait_for(lambda: "Cannot connect to" in shop.log(), "it has no connection")
+            worker.send_signal(signal.SIGQUIT)
+            assert worker.wait(GRACE + REST.total_seconds()) == 0
+        finally:
+            own_broker.restart()
+        assert crashes(shop) == [(0, 0)] * 2
+        shop.wait_for(lambda: ready(shop) == 2, "both have gone back")

@@ -63,9 +63,10 @@ def unreadable(headers: dict[str, Any]) -> Message:
     return Message(body=b"\x00{", content_type="application/json", headers=headers)
 
 
+PLAIN: dict[str, Any] = {"args": [], "kwargs": {}, "options": {}, "immutable": False}
 WAITING = {
-    "chord": {"task": "shop.body"},
-    "errbacks": [{"task": "shop.errback", "args": [], "kwargs": {}, "options": {}, "immutable": False}],
+    "chord": {"task": "shop.body", **PLAIN},
+    "errbacks": [{"task": "shop.errback", **PLAIN}],
 }
 
 
