@@ -520,6 +520,22 @@ def test_what_is_nested_too_deeply_for_the_pool_is_a_letter(shop: Bench, levels:
     assert worker.poll() is None
 
 
+def test_what_cannot_be_pickled_is_a_letter_and_takes_no_place_in_the_pool(shop: Bench) -> None:
+    """Whether a process is idle then or the pool takes it from within the end of another task."""
+    worker = shop.start()
+    stuck = {"__type__": "stuck", "__value__": 0}
+    for _ in range(3):
+        publish(shop, "t.effect", stuck)
+    shop.wait_for(lambda: len(shop.letters()) == 3, "three are letters")
+    shop.call("[m.works.delay(str(n), 0.5) for n in range(4)]")
+    publish(shop, "t.effect", stuck)
+    shop.call("m.effect.delay('after')")
+    shop.wait_for(lambda: shop.effects()["after"] == 1 and len(shop.letters()) == 4, "so is the fourth")
+    assert {headers["x-unlost-death-reason"] for headers, _ in shop.letters()} == {"malformed"}
+    assert shop.effects() == {**dict.fromkeys("0123", 1), "after": 1}
+    assert worker.poll() is None
+
+
 def test_the_times_of_an_older_body_hold(shop: Bench) -> None:
     """Arguments and times in one mapping: what is due later waits, and what has expired is a letter."""
     shop.start()

@@ -15,6 +15,7 @@ from typing import Any
 
 from celery import Celery
 from celery.exceptions import Ignore, Reject
+from kombu.utils.json import register_type
 from pydantic import BaseModel
 from sqlalchemy import Column, Integer, MetaData, String, Table, insert
 from tenacity import stop_after_attempt, wait_fixed
@@ -23,6 +24,17 @@ import unlost
 from tests.support.going_wrong import go_wrong
 from unlost.errors import Permanent
 from unlost.testing.waiting import wait_until
+
+
+class Stuck:
+    """An argument of a JSON type of the application's own, which cannot be pickled."""
+
+    def __reduce__(self) -> Any:
+        """Refuse."""
+        raise TypeError("it cannot be pickled")
+
+
+register_type(Stuck, "stuck", lambda _: 0, lambda _: Stuck())
 
 metadata = MetaData()
 runs = Table("runs", metadata, Column("id", Integer, primary_key=True), Column("label", String(64)))
