@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+import redis
 
+from tests.support.gates import gated
+from tests.support.stores import Servers, fresh_url
 from tests.support.workers import Bench, bench
 from unlost.testing.brokers import Vhost
 
@@ -78,6 +82,23 @@ def test_jobs_of_every_size_reach_a_process(shop: Bench) -> None:
     shop.call(f"for size in {sizes}: m.effect.delay('x' * size)")
     shop.wait_for(lambda: shop.states() == {"done": len(sizes)}, "all are done")
     assert shop.effects() == {"x" * size: 1 for size in sizes}
+
+
+def test_greenlets_hand_on_their_connections_to_redis(
+    vhost: Vhost, tmp_path: Path, store_servers: Servers
+) -> None:
+    """Each task is a greenlet of its own: many more of them than a process may have connections."""
+    with ExitStack() as stack:
+        url = fresh_url("redis", store_servers, tmp_path, stack)
+        bank = stack.enter_context(gated(vhost, tmp_path, UNLOST_STORE=url))
+        bank.start("--pool=gevent", "--concurrency=20")
+        bank.call("for n in range(200): m.pay.delay(n)")
+        bank.wait_for(lambda: bank.paid() == set(range(200)), "all are paid")
+        assert bank.failures() == 0
+        with redis.Redis.from_url(url) as client:
+            ours = [each for each in client.client_list() if each["db"] == url.rpartition("/")[2]]
+        # One for each greenlet of a moment, the gates' and the leases', and the one that asks.
+        assert len(ours) <= 20 + 3
 
 
 @pytest.mark.parametrize("option", ["--max-tasks-per-child=2", "--max-memory-per-child=1"])
