@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import threading
 from collections.abc import Iterator
 from datetime import timedelta
@@ -11,6 +10,7 @@ import pytest
 from sqlalchemy import Column, Connection, Integer, MetaData, Table, inspect, select, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
+from tests.support.interrupts import Interrupted, interrupted_after
 from tests.support.processes import PATIENCE
 from unlost.database import dialect
 from unlost.database.database import Database
@@ -70,26 +70,15 @@ def add_and_raise(database: Database, name: str) -> None:
         raise ValueError("no")
 
 
-class Interrupted(Exception):
-    """Raised by a signal's handler, as a soft time limit is."""
-
-
-def interrupt(*_: object) -> None:
-    """Interrupt whatever runs."""
-    raise Interrupted
-
-
 def test_an_answer_that_nobody_waited_for_is_not_the_next_statements(server: Database) -> None:
     """A statement that a signal interrupts costs its connection; the next has its own answer."""
     sleep = "SELECT pg_sleep(30)" if server.dialect.name == "postgresql" else "SELECT sleep(30)"
-    before = signal.signal(signal.SIGALRM, interrupt)
-    try:
-        signal.setitimer(signal.ITIMER_REAL, 0.2)
-        with pytest.raises((Interrupted, StoreUnavailable)), server.transaction() as connection:
-            connection.execute(text(sleep))
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+    with (
+        pytest.raises((Interrupted, StoreUnavailable)),
+        interrupted_after(0.2),
+        server.transaction() as connection,
+    ):
+        connection.execute(text(sleep))
     for number in (1, 2):
         with server.transaction() as connection:
             assert connection.scalar(text(f"SELECT {number}")) == number

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import signal
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from tests.support.interrupts import Interrupted, interrupted_after
 from tests.support.stores import Servers, fresh_url
 from unlost.database.redis import RedisServer
 from unlost.errors import StoreUnavailable
-
-
-class Interrupted(Exception):
-    """Raised by a signal's handler, as a soft time limit is."""
 
 
 @pytest.fixture
@@ -27,22 +22,11 @@ def server(store_servers: Servers, tmp_path: Path) -> Iterator[RedisServer]:
         yield RedisServer(fresh_url("redis", store_servers, tmp_path, stack))
 
 
-def interrupt(*_: Any) -> None:
-    """Interrupt whatever runs."""
-    raise Interrupted
-
-
 def test_an_answer_that_nobody_waited_for_is_not_the_next_commands(server: RedisServer) -> None:
     """Else a child would go on one answer behind, and take what is done for new."""
     server.call("SET", "a", "1")
-    before = signal.signal(signal.SIGALRM, interrupt)
-    try:
-        signal.setitimer(signal.ITIMER_REAL, 0.2)
-        with pytest.raises(Interrupted):
-            server.call("BLPOP", "nobody", 30)
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+    with pytest.raises(Interrupted), interrupted_after(0.2):
+        server.call("BLPOP", "nobody", 30)
     assert [server.call("GET", "a"), server.call("PING")] == ["1", "PONG"]
 
 
