@@ -187,3 +187,22 @@ def test_a_soft_stop_does_not_wait_for_a_broker_that_is_away(own_broker: Broker,
             own_broker.restart()
         assert crashes(shop) == [(0, 0)] * 2
         shop.wait_for(lambda: ready(shop) == 2, "both have gone back")
+
+
+def test_a_soft_stop_goes_on_when_the_broker_goes_away(own_broker: Broker, tmp_path: Path) -> None:
+    """The grace that had begun ends when it would have."""
+    with (
+        own_broker.fresh_vhost() as vhost,
+        bench(vhost, tmp_path, UNLOST_SHUTDOWN_GRACE="6") as shop,
+    ):
+        worker = shop.start(*GREEDY)
+        shop.call("for n in range(2): m.waits.delay(f'runs{n}')")
+        shop.wait_for(lambda: shop.runs() == {"runs0": 1, "runs1": 1}, "both slots are busy")
+        worker.send_signal(signal.SIGQUIT)
+        shop.wait_for(lambda: "stopping: running tasks" in shop.log(), "the grace has begun")
+        own_broker.kill()
+        try:
+            assert worker.wait(6 + REST.total_seconds()) == 0
+        finally:
+            own_broker.restart()
+        assert crashes(shop) == [(0, 0)] * 2

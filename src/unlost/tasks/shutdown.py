@@ -23,6 +23,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from amqp import spec
@@ -45,6 +46,9 @@ UNWINDING = timedelta(seconds=2)
 SETTLING = timedelta(seconds=3)
 
 TICK = timedelta(milliseconds=100)
+
+#: How long the loop may take to do what it is asked; under solo a body keeps it from its turn.
+ASK_AGAIN = timedelta(seconds=1)
 
 
 def nack_log_error(message: Any, errors: tuple[type[Exception], ...]) -> None:
@@ -102,8 +106,7 @@ class SoftStop:
         self._consumer = consumer
         self._runtime = runtime
         self._grace = runtime.settings.shutdown_grace
-        self._began = False
-        self._is_late = False
+        self._is_asked = False
         self._left: list[Any] = []
 
     def install(self) -> None:
@@ -120,21 +123,16 @@ class SoftStop:
 
     def _on_signal(self, *_frame: Any) -> None:
         # Nothing is written here: the loop may be in the middle of a frame.
-        if self._began:
+        if self._is_asked:
             # Asked twice: now.
             self._grace = timedelta(0)
             return
-        self._began = True
-        if self._consumer.loop_is_over or self._consumer.connection is None:
-            # A warm stop waits for its tasks, and is to wait no longer; or the loop waits for the broker.
-            self._is_late = True
-            self._later(self._begin)
-        else:
-            self._consumer.call_soon(self._begin)
+        self._is_asked = True
+        self._do(self._begin)
 
     def _begin(self) -> None:
         logger.warning("stopping: running tasks have %s to end", self._grace)
-        if not self._is_late:
+        if not self._is_alone:
             self._consumer.give_back_waiting()
         self._wait(time.monotonic(), lambda: self._grace, self._end_running)
 
@@ -166,25 +164,53 @@ class SoftStop:
             request.cancel(self._consumer.pool, signal=number, emit_retry=False)
 
     def _exit(self, **_in_time: bool) -> None:
-        if self._is_late:
+        if self._is_alone:
             self.leave_threads_behind()
         state.should_terminate = EX_OK
 
     def _wait(self, since: float, patience: Callable[[], timedelta], then: Callable[..., None]) -> None:
-        """Look again and again, on the worker's loop, until all is settled or too late."""
+        """Look again and again until all is settled or too late."""
         in_time = not _running() and self._runtime.is_idle
         if in_time or time.monotonic() - since >= patience().total_seconds():
-            then(in_time=in_time)
+            self._do(partial(then, in_time=in_time))
         else:
-            self._later(self._wait, since, patience, then)
+            _after(TICK, self._wait, since, patience, then)
 
-    def _later(self, act: Callable[..., None], *args: Any) -> None:
-        if not self._is_late:
-            self._consumer.timer.call_after(TICK.total_seconds(), act, args)
-            return
-        timer = threading.Timer(TICK.total_seconds(), act, args)
-        timer.daemon = True
-        timer.start()
+    def _do(self, act: Callable[[], None]) -> None:
+        """Have the worker's loop do something, once; where none turns, it is done here.
+
+        A lost connection makes the loop forget what it was asked and when it was to be woken, so it is asked
+        again until the thing is done.
+        """
+        turn = threading.Lock()
+
+        def once() -> None:
+            # Never released: whoever comes first does it.
+            if turn.acquire(blocking=False):
+                act()
+
+        def ask() -> None:
+            if turn.locked():
+                return
+            if self._is_alone:
+                once()
+            else:
+                self._consumer.call_soon(once)
+                _after(ASK_AGAIN, ask)
+
+        _after(TICK, ask)
+
+    @property
+    def _is_alone(self) -> bool:
+        """Whether the loop has ended, as when a warm stop waits for its tasks, or waits for the broker."""
+        return self._consumer.loop_is_over or self._consumer.connection is None
+
+
+def _after(pause: timedelta, act: Callable[..., None], *args: Any) -> None:
+    """Do something on a thread of its own: the loop's timers end with its connection."""
+    timer = threading.Timer(pause.total_seconds(), act, args)
+    timer.daemon = True
+    timer.start()
 
 
 def _running() -> list[Any]:
