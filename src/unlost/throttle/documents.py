@@ -8,16 +8,16 @@ those of :mod:`unlost.core.breaker` and :mod:`unlost.core.limits`.
 from __future__ import annotations
 
 import json
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from unlost.core import breaker as rules
-from unlost.core.breaker import Breaker, Circuit, CircuitState
+from unlost.core.breaker import Circuit, CircuitState
 from unlost.core.limits import Grant, Limit, granted, refunded
 from unlost.errors import StoreUnavailable
+from unlost.throttle.circuits import Circuits
 
 T = TypeVar("T")
 
@@ -30,7 +30,7 @@ _TRIES = 200
 _UNUSED: dict[str, Any] = {"paid_until": 0.0, "slots": {}}
 
 
-class DocumentThrottle(ABC):
+class DocumentThrottle(Circuits):
     """A :class:`unlost.core.ports.Throttle` on compare-and-set; a subclass brings the three operations."""
 
     @abstractmethod
@@ -45,7 +45,7 @@ class DocumentThrottle(ABC):
     def _keys(self, prefix: str) -> Iterator[str]:
         """Yield the keys that begin so."""
 
-    def create_schema(self) -> None:  # noqa: B027 - not all need it
+    def create_schema(self) -> None:
         """Do nothing: documents need no tables."""
 
     def circuit(self, name: str) -> Circuit:
@@ -60,38 +60,6 @@ class DocumentThrottle(ABC):
             circuit = _to_circuit(text)
             found[key.removeprefix(_CIRCUIT)] = circuit, circuit.until - now
         return found
-
-    def count(self, breaker: Breaker, *, ok: int, failed: int) -> Circuit:
-        """Add the ends of attempts, and return the circuit as it is then: it may have opened."""
-        return self._turn(
-            breaker.name, lambda circuit, now: rules.counted(circuit, breaker, ok=ok, failed=failed, now=now)
-        )
-
-    def probe(self, breaker: Breaker, who: str) -> bool:
-        """Take the probe, if it is time for one; at most one worker has it."""
-
-        before: list[Circuit] = []
-
-        def take(circuit: Circuit, now: float) -> Circuit:
-            before.append(circuit)
-            return rules.probing(circuit, breaker, who, now)
-
-        after = self._turn(breaker.name, take)
-        return after.prober == who and after != before[-1]
-
-    def probed(self, breaker: Breaker, who: str, *, ok: bool | None) -> Circuit:
-        """Write what came of a probe, unless it was taken over meanwhile."""
-        return self._turn(
-            breaker.name, lambda circuit, now: rules.probed(circuit, breaker, who, ok=ok, now=now)
-        )
-
-    def hold(self, name: str, *, lasts: timedelta, reason: str) -> Circuit:
-        """Stop what depends on ``name``, for so long."""
-        return self._turn(name, lambda circuit, now: rules.held(circuit, lasts=lasts, reason=reason, now=now))
-
-    def release(self, name: str) -> Circuit:
-        """Let one message try, and then, if it succeeds, all."""
-        return self._turn(name, rules.released)
 
     def permits(self, limit: Limit, worker: str, *, wanted: int, running: int, lease: timedelta) -> Grant:
         """Give a worker permits to start messages, and note how many it runs then."""

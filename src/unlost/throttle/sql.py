@@ -10,15 +10,15 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Table, and_, delete, func, select, update
 
-from unlost.core import breaker as rules
-from unlost.core.breaker import Breaker, Circuit, CircuitState
+from unlost.core.breaker import Circuit, CircuitState
 from unlost.core.limits import Grant, Limit, granted, refunded
 from unlost.database.database import Database
 from unlost.database.migrations import migrate
+from unlost.throttle.circuits import Circuits
 from unlost.throttle.schema import MIGRATIONS, PART, circuits, limits, slots
 
 
-class SqlThrottle:
+class SqlThrottle(Circuits):
     """Circuits and limits of one database.
 
     Every change locks its row, so that what a worker decides holds for all; the row is held for a moment
@@ -49,49 +49,8 @@ class SqlThrottle:
             rows = connection.execute(query).mappings().all()
         return {row["name"]: (_to_circuit(row), row["until"] - row["now"]) for row in rows}
 
-    def count(self, breaker: Breaker, *, ok: int, failed: int) -> Circuit:
-        """Add the ends of attempts, and return the circuit as it is then: it may have opened."""
-        return self._change(
-            breaker.name, lambda circuit, now: rules.counted(circuit, breaker, ok=ok, failed=failed, now=now)
-        )
-
-    def probe(self, breaker: Breaker, who: str) -> bool:
-        """Take the probe, if it is time for one; at most one worker has it."""
-        before: list[Circuit] = []
-
-        def take(circuit: Circuit, now: float) -> Circuit:
-            before.append(circuit)
-            return rules.probing(circuit, breaker, who, now)
-
-        after = self._change(breaker.name, take)
-        return after.prober == who and after != before[-1]
-
-    def probed(self, breaker: Breaker, who: str, *, ok: bool | None) -> Circuit:
-        """Write what came of a probe, unless it was taken over meanwhile."""
-        return self._change(
-            breaker.name, lambda circuit, now: rules.probed(circuit, breaker, who, ok=ok, now=now)
-        )
-
-    def hold(self, name: str, *, lasts: timedelta, reason: str) -> Circuit:
-        """Stop what depends on ``name``, for so long."""
-        return self._change(
-            name, lambda circuit, now: rules.held(circuit, lasts=lasts, reason=reason, now=now)
-        )
-
-    def release(self, name: str) -> Circuit:
-        """Let one message try, and then, if it succeeds, all."""
-        return self._change(name, rules.released)
-
     def permits(self, limit: Limit, worker: str, *, wanted: int, running: int, lease: timedelta) -> Grant:
-        """Give a worker permits to start messages, and note how many it runs then.
-
-        Args:
-            limit: The rules.
-            worker: Who asks.
-            wanted: How many it could start.
-            running: How many it runs now.
-            lease: For how long its word about that is believed, unless it asks again.
-        """
+        """Give a worker permits to start messages, and note how many it runs then."""
         with self._locked(limits, limit.name, {"paid_until": 0.0}) as connection:
             now, paid = connection.execute(
                 select(self._now(), limits.c.paid_until).where(limits.c.name == limit.name)
@@ -123,7 +82,7 @@ class SqlThrottle:
         else:
             connection.execute(delete(slots).where(mine))
 
-    def _change(self, name: str, change: Callable[[Circuit, float], Circuit]) -> Circuit:
+    def _turn(self, name: str, change: Callable[[Circuit, float], Circuit]) -> Circuit:
         with self._locked(circuits, name, _to_columns(Circuit())) as connection:
             now = float(connection.scalar(select(self._now())) or 0.0)
             before = _read(connection, name)
