@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
 from unlost.core.envelope import (
     LATEST_MS,
+    MAX_BODY_DEPTH,
     MAX_DEPTH,
     MAX_HEADER_BYTES,
     MAX_NAME_BYTES,
     TIMES,
     problem_of_body,
+    problem_of_depth,
     problem_of_headers,
 )
 
@@ -157,3 +160,24 @@ def test_malformed_bodies_are_named(payload: Any, problem: str) -> None:
 def test_sound_bodies_pass(payload: Any) -> None:
     """Lists or tuples, with or without an embed, are task protocol 2."""
     assert problem_of_body(payload) is None
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "UTF-8", "utf-7", "utf-16", None])
+@pytest.mark.parametrize("as_text", [True, False])
+def test_a_body_may_be_nested_so_deep_and_no_deeper(encoding: str | None, as_text: bool) -> None:
+    """In whatever encoding its brackets are written; many beside each other are not deep."""
+    flat: list[Any] = [[] for _ in range(2 * MAX_BODY_DEPTH)]
+    for levels, is_fine in ((MAX_BODY_DEPTH, True), (MAX_BODY_DEPTH + 1, False)):
+        text = "[" * levels + "]" * levels
+        raw = text if as_text else text.encode(encoding or "utf-8")
+        assert (problem_of_depth(json.loads(text), raw, encoding) is None) == is_fine
+    assert problem_of_depth(flat, json.dumps(flat), encoding) is None
+
+
+@pytest.mark.parametrize("missing", ["task", "args", "kwargs", "options"])
+def test_a_link_that_celery_cannot_send_is_no_signature(missing: str) -> None:
+    """It would fail again and again once its task is done."""
+    link: dict[str, Any] = {"task": "t", "args": [], "kwargs": {}, "options": {}}
+    assert problem_of_body([[], {}, {"callbacks": [link]}]) is None
+    del link[missing]
+    assert problem_of_body([[], {}, {"callbacks": [link]}]) is not None

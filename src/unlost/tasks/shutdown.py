@@ -132,9 +132,12 @@ class SoftStop:
 
     def _begin(self) -> None:
         logger.warning("stopping: running tasks have %s to end", self._grace)
-        if not self._is_alone:
-            self._consumer.give_back_waiting()
-        self._wait(time.monotonic(), lambda: self._grace, self._end_running)
+        try:
+            if not self._is_alone:
+                self._consumer.give_back_waiting()
+        finally:
+            # Whatever a connection that is lost just now raises: the grace has begun.
+            self._wait(time.monotonic(), lambda: self._grace, self._end_running)
 
     def _end_running(self, *, in_time: bool) -> None:
         if in_time:
