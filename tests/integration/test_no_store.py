@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,9 @@ from unlost.testing.brokers import Vhost
 from unlost.topology.objects import OperatorPolicy
 
 pytestmark = pytest.mark.one_broker
+
+#: Less than the half minute for which a process of billiard waits until its last word is heard.
+STOP = timedelta(seconds=20)
 
 
 @pytest.fixture
@@ -72,3 +76,17 @@ def test_a_unit_of_work_is_refused_by_name(shop: Bench) -> None:
     shop.wait_for(shop.letters, "the letter is there")
     [(headers, _)] = shop.letters()
     assert "t.has_a_unit_of_work: unit_of_work() needs a store" in headers["x-unlost-death-exception"]
+
+
+def test_what_a_process_has_when_its_worker_stops_runs_there_and_nowhere_else(shop: Bench) -> None:
+    """A warm stop under load gives back what no process has, ends at once, and nothing runs a second time."""
+    labels = [f"w{number}" for number in range(600)]
+    shop.call(f"for label in {labels}: m.works.delay(label)")
+    for stop in range(1, 6):
+        worker = shop.start("--prefetch-multiplier=4")
+        shop.wait_for(lambda stop=stop: len(runs(shop)) >= 80 * stop, "it is at work")
+        worker.terminate()
+        assert worker.wait(STOP.total_seconds()) == 0
+    shop.start()
+    shop.wait_for(lambda: set(runs(shop)) == set(labels), "all have run")
+    assert runs(shop) == dict.fromkeys(labels, 1)

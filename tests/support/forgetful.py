@@ -18,13 +18,14 @@ __all__ = ["app"]
 def _lose_the_first(pool: Any, hub: Any, **options: Any) -> None:
     _create(pool, hub, **options)
     send = pool._quick_put
+    lost: list[Any] = []
 
     def lose(job: Any) -> None:
-        pool._quick_put = send
         send(job)
-        lost, child = pool.outbound_buffer.pop(), pool._pool[0]
-        lost._write_to = child
-        pool._busy_workers.add(child.inqW_fd)
+        if not lost:
+            lost.append(pool.outbound_buffer.pop())
+            lost[0]._write_to = child = pool._pool[0]
+            pool._busy_workers.add(child.inqW_fd)
 
     pool._quick_put = lose
 

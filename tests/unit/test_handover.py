@@ -2,109 +2,231 @@
 
 from __future__ import annotations
 
-from collections import deque
+import os
+import select
+from collections import Counter, deque
+from collections.abc import Iterator
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from billiard.pool import ACK, READY, TASK
 from celery.concurrency.asynpool import SCHED_STRATEGY_FAIR, SCHED_STRATEGY_FCFS
 
-from unlost.tasks.handover import ATOMIC, Handover
+from unlost.tasks.handover import ATOMIC, NOTED, Handover, send_no_acceptance
+
+
+class Job:
+    """What billiard knows of a job."""
+
+    _accepted = False
+    _write_to: Any = None
+    _scheduled_for: Any = None
+
+    def __init__(self, number: int) -> None:
+        self._job = number
+        self._payload: Any = None
 
 
 class Pool:
-    """As much of Celery's pool as a handover touches, with two processes; it writes when the hub says so.
+    """As much of Celery's pool as a handover touches, with two processes whose pipes are real.
 
-    ``stuck`` are pipes that take nothing.
+    ``own`` are the jobs that the pool has written itself.
     """
 
     sched_strategy = SCHED_STRATEGY_FAIR
+    _maxtasksperchild: int | None = None
+    _max_memory_per_child: int | None = None
 
     def __init__(self) -> None:
-        self.outbound_buffer: deque[str] = deque()
-        self._all_inqueues = {3, 4}
+        pairs = [os.pipe(), os.pipe()]
+        self.ends = {writes: reads for reads, writes in pairs}
+        for pipe in self.ends:
+            os.set_blocking(pipe, False)
+        self.first, self.second = self.ends
+        processes = {pipe: SimpleNamespace(pid=100 + pipe, index=pipe) for pipe in self.ends}
+        self._fileno_to_inq = dict(processes)
+        self._poolctrl = {process.pid: None for process in processes.values()}
+        self._all_inqueues = set(self.ends)
         self._busy_workers: set[int] = set()
         self._active_writes: set[int] = set()
-        self._cache: dict[int, Any] = {}
+        self._cache: dict[int, Job] = {}
         self._quick_put = self._put
+        self._result_handler = SimpleNamespace(state_handlers={ACK: self.accept})
+        self.outbound_buffer: deque[Job] = deque()
+        self.write_stats: Counter[int] = Counter()
         self.waits = 0
-        self.stuck: set[int] = set()
-        self.given: dict[int, list[str]] = {3: [], 4: []}
+        self.own: list[int] = []
+        self.accepted: dict[int, int] = {}
 
     def _put(self, job: Any) -> None:
-        number, body = job[1]
+        _kind, (number, _part, body) = job
         length = len(body).to_bytes(4, "big")
         self._cache[number]._payload = memoryview(length), memoryview(body), len(body)
+        self.outbound_buffer.append(self._cache[number])
+
+    def add(self, *bodies: bytes) -> None:
+        """Take jobs, as from a worker that has received tasks."""
+        for body in bodies:
+            number = len(self._cache) + 1
+            self._cache[number] = Job(number)
+            self._quick_put((TASK, (number, None, body)))
+
+    def accept(self, number: int, part: int, _moment: float, pid: int, _pipe: None) -> None:
+        """Note who has accepted a job."""
+        assert part == NOTED
+        self._cache[number]._accepted = True
+        self.accepted[number] = pid
 
     def on_poll_start(self) -> None:
         """Wait for a pipe that can be written to, as the pool itself does."""
         self.waits += 1
 
     def write(self, ready: list[int]) -> None:
-        """Give each of these processes a job."""
+        """Write to pipes as the pool does, in parts; one that takes nothing is not ready for it."""
         for pipe in ready:
-            if pipe not in self.stuck and self.outbound_buffer:
-                self.given[pipe].append(self.outbound_buffer.popleft())
+            if select.select([], [pipe], [], 0)[1] and self.outbound_buffer:
+                job = self.outbound_buffer.popleft()
+                job._write_to = self._fileno_to_inq[pipe]
                 self._busy_workers.add(pipe)
+                self.own.append(job._job)
+
+    def read(self, pipe: int) -> list[bytes]:
+        """Return what a process has in its pipe, and make it idle."""
+        found, data = [], b""
+        while select.select([self.ends[pipe]], [], [], 0)[0]:
+            data += os.read(self.ends[pipe], 1 << 20)
+        while data:
+            end = 4 + int.from_bytes(data[:4], "big")
+            found.append(data[4:end])
+            data = data[end:]
+        self._busy_workers.discard(pipe)
+        return found
+
+    def fill(self, pipe: int) -> None:
+        """Have a pipe take nothing more."""
+        with suppress(BlockingIOError):
+            while True:
+                os.write(pipe, b"x" * ATOMIC)
+
+    def empty(self, pipe: int) -> None:
+        """Have it take all again."""
+        os.read(self.ends[pipe], 1 << 20)
 
 
 @pytest.fixture
-def pool() -> Pool:
+def pool() -> Iterator[Pool]:
     """A pool."""
-    return Pool()
+    made = Pool()
+    yield made
+    for pipe, end in made.ends.items():
+        os.close(pipe)
+        os.close(end)
+
+
+def handover_of(pool: Pool) -> Handover:
+    """Return a handover in a pool's place."""
+    hub = SimpleNamespace(on_tick={pool.on_poll_start}, consolidate_callback=pool.write)
+    made = Handover(pool, hub)
+    made.install()
+    assert (hub.on_tick, hub.consolidate_callback) == ({made.before_waiting}, made.write)
+    return made
 
 
 @pytest.fixture
 def handover(pool: Pool) -> Handover:
     """A handover in the pool's place."""
-    hub = SimpleNamespace(on_tick={pool.on_poll_start}, consolidate_callback=pool.write)
-    made = Handover(pool, hub)
-    made.install()
-    assert hub.on_tick == {made.before_waiting}
-    return made
+    return handover_of(pool)
 
 
 def test_what_cannot_be_pickled_is_no_job_of_the_pools(pool: Pool, handover: Handover) -> None:
     """The pool would wait for its end, and it would be taken for lost."""
-    pool._cache[1] = SimpleNamespace(_payload=None)
+    pool._cache[1] = Job(1)
     with pytest.raises(TypeError):
-        pool._quick_put(("TASK", (1, None)))
+        pool._quick_put((TASK, (1, None, None)))
     assert pool._cache == {}
 
 
 def test_idle_processes_get_jobs_before_the_loop_waits(pool: Pool, handover: Handover) -> None:
     """One each, and none goes to a process that has one, or that is being written to."""
-    pool.outbound_buffer.extend("abc")
+    pool.add(b"a", b"b", b"c")
     handover.before_waiting()
-    assert (sorted([*pool.given[3], *pool.given[4]]), [*pool.outbound_buffer]) == (["a", "b"], ["c"])
-    pool._busy_workers.discard(4)
-    pool._active_writes.add(4)
+    assert sorted(pool.read(pool.first) + pool.read(pool.second)) == [b"a", b"b"]
+    pool._busy_workers.add(pool.first)
+    pool._active_writes.add(pool.second)
     handover.before_waiting()
-    assert [*pool.outbound_buffer] == ["c"]
-    pool._active_writes.discard(4)
+    assert len(pool.outbound_buffer) == 1
+    pool._active_writes.clear()
     handover.before_waiting()
-    assert pool.given[4][-1] == "c"
+    assert pool.read(pool.second) == [b"c"]
 
 
 def test_the_kernel_is_asked_nothing_while_all_goes_well(pool: Pool, handover: Handover) -> None:
     """Neither without jobs nor with jobs that wait for a process to be done with another."""
-    for jobs in ("", "ab", "c"):
-        pool.outbound_buffer.extend(jobs)
+    for jobs in ([], [b"a", b"b"], [b"c"]):
+        pool.add(*jobs)
         handover.before_waiting()
-    assert pool.waits == 0
+    assert (pool.waits, pool.own) == (0, [])
 
 
 def test_what_cannot_be_written_waits_as_the_pool_lets_it(pool: Pool, handover: Handover) -> None:
     """The pool registers its pipes until the job is gone, and takes them out again after it."""
-    pool.stuck = {3, 4}
-    pool.outbound_buffer.append("a")
+    for pipe in pool.ends:
+        pool.fill(pipe)
+    pool.add(b"a")
     handover.before_waiting()
     handover.before_waiting()
-    assert pool.waits == 2
-    pool.stuck = set()
+    assert (pool.waits, pool.accepted) == (2, {})
+    for pipe in pool.ends:
+        pool.empty(pipe)
     handover.before_waiting()
     handover.before_waiting()
-    assert (len(pool.outbound_buffer), pool.waits) == (0, 3)
+    assert (len(pool.outbound_buffer), pool.waits, set(pool.accepted)) == (0, 3, {1})
+
+
+@pytest.mark.parametrize("size", [1, ATOMIC - 4, ATOMIC - 3, 3 * ATOMIC])
+def test_a_job_is_its_processs_as_soon_as_it_is_written_to_it(
+    pool: Pool, handover: Handover, size: int
+) -> None:
+    """Whoever writes it, and before the process has said a word."""
+    pool.add(b"x" * size)
+    handover.before_waiting()
+    [(number, pid)] = pool.accepted.items()
+    assert (number, pid) == (1, pool._cache[1]._write_to.pid)
+    assert pool.own == ([1] if size > ATOMIC - 4 else [])
+
+
+@pytest.mark.parametrize("bound", ["_maxtasksperchild", "_max_memory_per_child"])
+def test_what_a_process_on_its_way_out_has_is_its_successors(pool: Pool, bound: str) -> None:
+    """Where processes are replaced all the time, only the one that has begun says that it has accepted."""
+    setattr(pool, bound, 1)
+    handover = handover_of(pool)
+    pool.add(b"a")
+    handover.before_waiting()
+    assert (len(pool.outbound_buffer), pool.accepted) == (0, {})
+
+
+def test_nothing_is_written_to_a_process_that_the_pool_has_buried(pool: Pool, handover: Handover) -> None:
+    """Its pipe would take one job after the other, and nobody would do them."""
+    del pool._poolctrl[pool._fileno_to_inq[pool.first].pid]
+    pool.add(b"a", b"b")
+    handover.before_waiting()
+    assert (pool.read(pool.first), pool.read(pool.second)) == ([], [b"a"])
+    assert pool._all_inqueues == {pool.second}
+
+
+def test_a_process_says_nothing_of_what_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It sends its acceptance of other jobs, and all else, and its queue is otherwise the same."""
+    sent: list[Any] = []
+    queue = SimpleNamespace(put=sent.append, name="out")
+    process = SimpleNamespace(_target=SimpleNamespace(outq=queue))
+    monkeypatch.setattr("unlost.tasks.handover.current_process", lambda: process)
+    send_no_acceptance()
+    kept = [(ACK, (1, None, 0.0, 7, None)), (READY, (1, NOTED, "result", 5))]
+    for message in (*kept, (ACK, (2, NOTED, 0.0, 7, None))):
+        process._target.outq.put(message)
+    assert (sent, process._target.outq.name) == (kept, "out")
 
 
 @pytest.mark.parametrize(("size", "writes"), [(0, 1), (ATOMIC - 4, 1), (ATOMIC - 3, 2), (3 * ATOMIC, 2)])
@@ -113,9 +235,9 @@ def test_a_job_that_a_pipe_takes_whole_is_one_write(
 ) -> None:
     """The child reads it in one go; a larger one, of which a part may be written, is left in two."""
     assert handover is not None
-    job = pool._cache[7] = SimpleNamespace()
+    job = pool._cache[7] = Job(7)
     body = b"x" * size
-    pool._quick_put((0, (7, body)))
+    pool._quick_put((TASK, (7, None, body)))
     first, second, rest = job._payload
     assert bytes(first) + bytes(second) == size.to_bytes(4, "big") + body
     assert rest == len(second)

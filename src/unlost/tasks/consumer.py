@@ -38,7 +38,8 @@ from unlost.tasks.control import recorded, recording
 from unlost.tasks.dependents import tell_failed
 from unlost.tasks.gatekeeper import Gatekeeper
 from unlost.tasks.gates import FETCHED_FROM, gates_of
-from unlost.tasks.handover import Handover
+from unlost.tasks.handover import Handover, send_no_acceptance
+from unlost.tasks.outcomes import Outcomes
 from unlost.tasks.overdue import overdue
 from unlost.tasks.patience import while_store_is_down
 from unlost.tasks.pools import ignored_by, refuse_limits
@@ -75,13 +76,15 @@ class ReliableConsumer(Consumer):
         self.loop_is_over = False
         self._watch = Watch()
         self._looking: Any = None
-        self._handover: Handover | None = None
+        #: What stands in for parts of a pool of processes.
+        self._stand_ins: tuple[Handover, Outcomes] | None = None
         #: The connection of py-amqp that the loop reads from.
         self._read_from: Any = None
         # In prefork the child rebuilds Celery's tracers just before this signal.
         worker_process_init.connect(self._wrap_tracers, weak=False)
         if isinstance(self.pool, PreforkPool):
             worker_process_init.connect(leave_group, weak=False)
+            worker_process_init.connect(send_no_acceptance, weak=False)
 
     def connect(self) -> Any:
         """Connect, and on the first connection check that the declared topology is there."""
@@ -151,7 +154,8 @@ class ReliableConsumer(Consumer):
 
     def _give_back_stranded(self) -> None:
         pool = self.pool._pool
-        for job in self._watch.stranded(list(pool._cache.values()), pool.outbound_buffer):
+        jobs = list(pool._cache.values())
+        for job in self._watch.stranded(jobs, pool._poolctrl, pool.outbound_buffer):
             request = getattr(job._callback, "__self__", None)
             if isinstance(request, ReliableRequest):
                 job.discard()
@@ -160,7 +164,7 @@ class ReliableConsumer(Consumer):
                 if pool._fileno_to_inq.get(number) is process:
                     # Else it would never be given another; the number may be another process's by now.
                     pool._busy_workers.discard(number)
-                request.give_back("the pool has lost it: no process has accepted it")
+                request.give_back("the pool has lost it: no process will run it")
                 self.controller._quick_release()
 
     def on_ready(self) -> None:
@@ -185,10 +189,11 @@ class ReliableConsumer(Consumer):
         """Have the pool's processes given their jobs at once; the pool has just registered with the loop."""
         pool = getattr(self.pool, "_pool", None)
         if Handover.applies_to(pool):
-            if self._handover is None:
-                self._handover = Handover(pool, self.hub)
+            if self._stand_ins is None:
+                self._stand_ins = Handover(pool, self.hub), Outcomes(pool, self.hub)
                 self._process_safely()
-            self._handover.install()
+            for stand_in in self._stand_ins:
+                stand_in.install()
 
     def _process_safely(self) -> None:
         """Have what the pool cannot take dead-lettered, and its place in the pool given back.

@@ -1,20 +1,34 @@
-"""Hands the pool's processes their jobs at once, and each in one write.
+"""Hands the pool's processes their jobs at once, each in one write, and knows from then on who has it.
 
 Celery's pool asks the kernel for leave first: for each job it registers the pipes of all processes with
 the event loop, goes round it, writes the job's length and then the job, and takes the pipes out again, some
 ten system calls. A pipe of a process that has nothing to do is empty, so it can be written to right away;
 where it cannot, the pool's own code waits until it can.
+
+A process then tells that it has accepted the job. Until that is read, the pool takes the job for one that
+nobody has: a worker that stops gives it back while it runs, so that it runs twice, and leaves the process to
+wait for half a minute until its end is heard (seen with plain Celery 5.7.0 too). But a job in the pipe of an
+idle process is that process's. So the parent enters the acceptance itself, and the process is told, by the
+number that billiard otherwise uses for parts of a ``map``, to send none.
 """
 
 from __future__ import annotations
 
+import os
 import select
+import time
+from collections.abc import Iterable
 from typing import Any
 
+from billiard.pool import ACK
+from billiard.process import current_process
 from celery.concurrency.asynpool import SCHED_STRATEGY_FAIR
 
 #: A write of at most this many bytes to a pipe is whole or not at all (POSIX, ``write``).
 ATOMIC = select.PIPE_BUF
+
+#: Stands in a job where the number of a part would: the parent has noted who has it.
+NOTED = 1
 
 
 class Handover:
@@ -29,7 +43,11 @@ class Handover:
         self._pool = pool
         self._hub = hub
         self._pools_own = pool.on_poll_start
+        self._pools_write: Any = None
         self._waits = False
+        # Of a process that is about to be replaced, its successor gets what is in the pipe: only the
+        # process that has begun can tell.
+        self._is_final = not (pool._maxtasksperchild or pool._max_memory_per_child)
 
     @classmethod
     def applies_to(cls, pool: Any) -> bool:
@@ -42,15 +60,18 @@ class Handover:
         cache = self._pool._cache
 
         def put_whole(job: Any) -> None:
+            kind, (number, _, *call) = job
             try:
-                put(job)
+                put((kind, (number, NOTED, *call)) if self._is_final else job)
             except Exception:
                 # It cannot be pickled: else the pool would wait for the end of what never begins.
-                cache.pop(job[1][0], None)
+                cache.pop(number, None)
                 raise
-            _join(cache[job[1][0]])
+            _join(cache[number])
 
         self._pool._quick_put = put_whole
+        self._pools_write = self._hub.consolidate_callback
+        self._hub.consolidate_callback = self.write
         self._hub.on_tick.discard(self._pools_own)
         self._hub.on_tick.add(self.before_waiting)
 
@@ -59,7 +80,7 @@ class Handover:
         waiting = self._pool.outbound_buffer
         while waiting and (idle := self._idle()):
             before = len(waiting)
-            self._hub.consolidate_callback(idle)
+            self.write(idle)
             if len(waiting) >= before:
                 self._waits = True
                 break
@@ -67,9 +88,71 @@ class Handover:
             self._pools_own()
             self._waits = bool(waiting)
 
+    def write(self, ready: Iterable[int]) -> None:
+        """Give a job to each of these pipes' processes that has none.
+
+        A crash of the process from here on is a crash with the job, whether or not it has begun.
+        """
+        pool = self._pool
+        waiting = pool.outbound_buffer
+        for pipe in ready:
+            if not waiting:
+                # The pool takes its pipes out of the event loop.
+                self._pools_write([pipe])
+            elif pipe not in pool._busy_workers and pipe not in pool._active_writes:
+                self._give(pipe, waiting[0])
+
+    def _give(self, pipe: int, job: Any) -> None:
+        pool = self._pool
+        process = pool._fileno_to_inq.get(pipe)
+        if process is not None and process.pid not in pool._poolctrl:
+            # It is dead and has been buried. The pool can read then that it has started, and would write
+            # to its pipe for ever (seen after a child died while the worker reconnected).
+            pool._all_inqueues.discard(pipe)
+            return
+        if process is None or job._accepted or not _write_whole(job, pipe):
+            self._pools_write([pipe])
+        else:
+            pool.outbound_buffer.popleft()
+            job._write_to = job._scheduled_for = process
+            pool._busy_workers.add(pipe)
+            pool.write_stats[process.index] += 1
+        if self._is_final and job._write_to is not None and not job._accepted:
+            accept = pool._result_handler.state_handlers[ACK]
+            accept(job._job, NOTED, time.monotonic(), job._write_to.pid, None)
+
     def _idle(self) -> list[int]:
         pool = self._pool
         return [*(pool._all_inqueues - pool._busy_workers - pool._active_writes)]
+
+
+def send_no_acceptance(**_signal: Any) -> None:
+    """Have this process of a pool keep to itself that it accepts a job whose acceptance is noted.
+
+    For the signal that a process starts with: billiard's loop takes the queue after that.
+    """
+    worker = current_process()._target
+    worker.outq = _Unaccepting(worker.outq)
+
+
+class _Unaccepting:
+    """The queue from a process to the pool, without what the pool knows.
+
+    Args:
+        queue: Of billiard.
+    """
+
+    def __init__(self, queue: Any) -> None:
+        self._queue = queue
+
+    def put(self, message: Any) -> None:
+        """Send a message: what it is, and its arguments, of which the second is a job's part."""
+        kind, arguments = message
+        if kind != ACK or arguments[1] != NOTED:
+            self._queue.put(message)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._queue, name)
 
 
 def _join(job: Any) -> None:
@@ -78,3 +161,16 @@ def _join(job: Any) -> None:
     if len(length) + size <= ATOMIC:
         # The pool writes on until the length is written, and is then done with both.
         job._payload = memoryview(bytes(length) + bytes(body)), memoryview(b""), 0
+
+
+def _write_whole(job: Any, pipe: int) -> bool:
+    """Write a job that is in one piece; false when it is not, or the pipe does not take it."""
+    piece, _, rest = job._payload
+    if rest:
+        return False
+    try:
+        os.write(pipe, piece)
+    except OSError:
+        # What this means, the pool sees when it tries again.
+        return False
+    return True

@@ -4,7 +4,8 @@ Celery 5.7 can write a job into the pipe of a child that is already dead, when t
 worker reconnects and before the parent has read that it is up. The job is then taken for one that a live
 child is about to accept, and the delivery stays unacked for ever (seen: five minutes after the last fault a
 message was still with a worker whose children were all idle). Nothing in Celery tells; what can be seen is
-a job that no process has accepted although the one it was written to runs nothing else.
+a job that no process has accepted although the one it was written to runs nothing else, or one whose process
+is not among the pool's.
 """
 
 from __future__ import annotations
@@ -33,18 +34,23 @@ class Watch:
         self._since: dict[int, float] = {}
 
     def stranded(
-        self, jobs: Collection[Any], unwritten: Collection[Any] = (), now: float | None = None
+        self,
+        jobs: Collection[Any],
+        alive: Collection[int],
+        unwritten: Collection[Any] = (),
+        now: float | None = None,
     ) -> list[Any]:
         """Return the jobs that have waited for too long.
 
         Args:
             jobs: What the pool has not finished: billiard's ``ApplyResult``\\ s.
+            alive: The ids of the pool's processes.
             unwritten: Those of them that the pool will write to the next process that can take one, however
                 long that takes to start: it has not lost them.
             now: Seconds of the monotonic clock.
         """
         now = time.monotonic() if now is None else now
-        waiting = {job._job: job for job in _waiting_for_nobody(jobs)}
+        waiting = {job._job: job for job in _waiting_for_nobody(jobs, alive)}
         for job in unwritten:
             waiting.pop(job._job, None)
         self._since = {number: self._since.get(number, now) for number in waiting}
@@ -52,11 +58,14 @@ class Watch:
         return [job for number, job in waiting.items() if now - self._since[number] >= patience]
 
 
-def _waiting_for_nobody(jobs: Collection[Any]) -> Iterator[Any]:
-    """Yield jobs that nobody has accepted while the process that should runs nothing."""
-    running = {job._worker_pid for job in jobs if job._accepted and not job.ready()}
-    for job in jobs:
-        if job._accepted or job.ready():
+def _waiting_for_nobody(jobs: Collection[Any], alive: Collection[int]) -> Iterator[Any]:
+    """Yield jobs whose process is gone, or that none has accepted while the one that should runs nothing."""
+    open_jobs = [job for job in jobs if not job.ready()]
+    running = {job._worker_pid for job in open_jobs if job._accepted}
+    for job in open_jobs:
+        if job._accepted:
+            if job._worker_pid not in alive:
+                yield job
             continue
         written_to = job._write_to or job._scheduled_for
         if written_to.pid not in running if written_to is not None else not running:
