@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.support.misbehaving_topology import TOPOLOGY
@@ -67,6 +68,22 @@ def test_poison_is_dead_lettered_by_the_broker(shop: Bench) -> None:
     shop.call("m.dies.delay('x'); m.works.delay('w')")
     shop.wait_for(shop.letters, "the letter is there")
     assert runs(shop) == {"x": 3, "w": 1}
+
+
+def test_what_a_process_has_not_read_when_it_dies_is_done_by_another(shop: Bench) -> None:
+    """It lies in the pipe of the dead: it has not begun, and is charged to nobody."""
+    worker = shop.start("--concurrency=1")
+    [child] = psutil.Process(worker.pid).children()
+    child.suspend()
+    shop.call("m.works.delay('w')")
+    shop.wait_for(lambda: "t.works" in shop.log() and "received" in shop.log(), "it was delivered")
+    child.kill()
+    shop.wait_for(lambda: runs(shop) == {"w": 1}, "it has run")
+    assert "its process is gone" not in shop.log()
+    with shop.channel() as channel:
+        worker.terminate()
+        assert worker.wait(STOP.total_seconds()) == 0
+        assert channel.queue_declare("t.work", passive=True).message_count == 0
 
 
 def test_a_unit_of_work_is_refused_by_name(shop: Bench) -> None:

@@ -464,6 +464,13 @@ def test_settings_thrown_away_after_install_keep_a_worker_from_starting(
         assert "Traceback" not in shop.log()
 
 
+def test_a_pool_that_does_not_fork_is_refused(shop: Bench) -> None:
+    """What settles a task comes with the fork: status 2, the setting's name and the way out."""
+    worker = shop.start(wait=False, module="tests.support.spawning")
+    assert worker.wait(SOON.total_seconds()) == 2
+    assert "worker_pool_start_method='spawn' starts processes in which no task is settled" in shop.log()
+
+
 def test_a_spent_budget_of_celerys_own_ends_the_message(shop: Bench) -> None:
     """``retry(max_retries=0)`` is ``budget-spent`` although the class's policy would grant another."""
     shop.start(ONE_AT_A_TIME)

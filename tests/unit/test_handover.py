@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from billiard.pool import ACK, READY, TASK
+from billiard.pool import ACK, READY, RUN, TASK, TERMINATE
 from celery.concurrency.asynpool import SCHED_STRATEGY_FAIR, SCHED_STRATEGY_FCFS
 
 from unlost.tasks.handover import ATOMIC, NOTED, Handover, send_no_acceptance
@@ -21,12 +21,30 @@ class Job:
     """What billiard knows of a job."""
 
     _accepted = False
+    _worker_pid: int | None = None
     _write_to: Any = None
     _scheduled_for: Any = None
 
     def __init__(self, number: int) -> None:
         self._job = number
         self._payload: Any = None
+
+    def ready(self) -> bool:
+        """Whether its result is there."""
+        return False
+
+
+class Process:
+    """A process at the other end of a pipe."""
+
+    def __init__(self, pipe: int, end: int) -> None:
+        self.pid = 100 + pipe
+        self.index = pipe
+        self.inq = SimpleNamespace(_reader=SimpleNamespace(fileno=lambda: end))
+        self.is_dead = False
+
+    def _is_alive(self) -> bool:
+        return not self.is_dead
 
 
 class Pool:
@@ -45,8 +63,10 @@ class Pool:
         for pipe in self.ends:
             os.set_blocking(pipe, False)
         self.first, self.second = self.ends
-        processes = {pipe: SimpleNamespace(pid=100 + pipe, index=pipe) for pipe in self.ends}
+        processes = {pipe: Process(pipe, end) for pipe, end in self.ends.items()}
         self._fileno_to_inq = dict(processes)
+        self._pool = [*processes.values()]
+        self._state = RUN
         self._poolctrl = {process.pid: None for process in processes.values()}
         self._all_inqueues = set(self.ends)
         self._busy_workers: set[int] = set()
@@ -57,11 +77,15 @@ class Pool:
         self.outbound_buffer: deque[Job] = deque()
         self.write_stats: Counter[int] = Counter()
         self.waits = 0
+        self.buried: list[Process] = []
+        self.uncounted: list[int] = []
         self.own: list[int] = []
+        self.parts: list[int | None] = []
         self.accepted: dict[int, int] = {}
 
     def _put(self, job: Any) -> None:
-        _kind, (number, _part, body) = job
+        _kind, (number, part, body) = job
+        self.parts.append(part)
         length = len(body).to_bytes(4, "big")
         self._cache[number]._payload = memoryview(length), memoryview(body), len(body)
         self.outbound_buffer.append(self._cache[number])
@@ -73,10 +97,19 @@ class Pool:
             self._cache[number] = Job(number)
             self._quick_put((TASK, (number, None, body)))
 
+    def process_flush_queues(self, process: Process) -> None:
+        """Read what a dead process has told."""
+        self.buried.append(process)
+
+    def on_timeout_cancel(self, job: Job) -> None:
+        """Forget a job's time limits."""
+        self.uncounted.append(job._job)
+
     def accept(self, number: int, part: int, _moment: float, pid: int, _pipe: None) -> None:
         """Note who has accepted a job."""
         assert part == NOTED
         self._cache[number]._accepted = True
+        self._cache[number]._worker_pid = pid
         self.accepted[number] = pid
 
     def on_poll_start(self) -> None:
@@ -185,16 +218,86 @@ def test_what_cannot_be_written_waits_as_the_pool_lets_it(pool: Pool, handover: 
     assert (len(pool.outbound_buffer), pool.waits, set(pool.accepted)) == (0, 3, {1})
 
 
-@pytest.mark.parametrize("size", [1, ATOMIC - 4, ATOMIC - 3, 3 * ATOMIC])
+@pytest.mark.parametrize("size", [1, ATOMIC - 4])
 def test_a_job_is_its_processs_as_soon_as_it_is_written_to_it(
     pool: Pool, handover: Handover, size: int
 ) -> None:
-    """Whoever writes it, and before the process has said a word."""
+    """Before the process has said a word."""
     pool.add(b"x" * size)
     handover.before_waiting()
-    [(number, pid)] = pool.accepted.items()
-    assert (number, pid) == (1, pool._cache[1]._write_to.pid)
-    assert pool.own == ([1] if size > ATOMIC - 4 else [])
+    assert (pool.accepted, pool.own) == ({1: pool._cache[1]._write_to.pid}, [])
+
+
+@pytest.mark.parametrize("size", [ATOMIC - 3, 3 * ATOMIC])
+def test_of_a_job_in_parts_a_process_says_that_it_has_all(pool: Pool, handover: Handover, size: int) -> None:
+    """It may have only some when its worker stops or it dies; the pool has it once all the same."""
+    pool.add(b"x" * size)
+    assert len(pool.outbound_buffer) == 1
+    handover.before_waiting()
+    assert (pool.accepted, pool.own, pool.parts) == ({}, [1], [NOTED, None])
+
+
+def bury(pool: Pool, job: Job) -> None:
+    """Have a job's process die, and the pool see it."""
+    job._write_to.is_dead = True
+    pool.process_flush_queues(job._write_to)
+    assert pool.buried == [job._write_to]
+
+
+def test_what_a_dead_process_has_not_read_is_nobodys(pool: Pool, handover: Handover) -> None:
+    """The pool gives it to another, with time limits of its own: it has not begun."""
+    # Registered with the loop once more, as after a lost connection.
+    handover._hub.consolidate_callback, pool._quick_put = pool.write, pool._put
+    handover.install()
+    pool.add(b"a")
+    handover.before_waiting()
+    job = pool._cache[1]
+    bury(pool, job)
+    assert (job._accepted, job._worker_pid, pool.uncounted) == (False, None, [1])
+
+
+@pytest.mark.parametrize("what", ["it had read it", "it is alive", "the pool stops"])
+def test_what_a_process_may_have_begun_stays_its_own(pool: Pool, handover: Handover, what: str) -> None:
+    """It is a crash with the job; and so it is when the pool gives nothing to anybody any more."""
+    pool.add(b"a")
+    handover.before_waiting()
+    job = pool._cache[1]
+    if what == "it had read it":
+        pool.read(next(pipe for pipe, process in pool._fileno_to_inq.items() if process is job._write_to))
+    elif what == "the pool stops":
+        pool._state = TERMINATE
+    job._write_to.is_dead = what != "it is alive"
+    pool.process_flush_queues(job._write_to)
+    assert (job._accepted, job._worker_pid) == (True, job._write_to.pid)
+
+
+def test_what_nobody_waits_for_is_not_done_by_a_successor(pool: Pool, handover: Handover) -> None:
+    """The time limit struck before the process had read the job: the pipe is the next one's, and empty."""
+    pool.add(b"a")
+    handover.before_waiting()
+    job = pool._cache.pop(1)
+    bury(pool, job)
+    assert pool.read(pool.first) + pool.read(pool.second) == []
+
+
+def test_who_hears_has_read_what_was_written(pool: Pool, handover: Handover) -> None:
+    """A process that is stopped has not; one with nothing in its pipe has."""
+    pool.add(b"a")
+    handover.before_waiting()
+    deaf = pool._cache[1]._write_to
+    assert handover.hearing() == {process.pid for process in pool._pool} - {deaf.pid}
+    pool.read(deaf.index)
+    assert handover.hearing() == {process.pid for process in pool._pool}
+
+
+def test_a_job_that_was_put_back_is_not_the_dead_ones(pool: Pool, handover: Handover) -> None:
+    """It still names the process it was written to; to be accepted, it must be written again."""
+    pool.add(b"a")
+    pool._cache[1]._write_to = Process(99, 98)
+    for pipe in pool.ends:
+        pool.fill(pipe)
+    handover.before_waiting()
+    assert pool.accepted == {}
 
 
 @pytest.mark.parametrize("bound", ["_maxtasksperchild", "_max_memory_per_child"])
@@ -213,7 +316,7 @@ def test_nothing_is_written_to_a_process_that_the_pool_has_buried(pool: Pool, ha
     pool.add(b"a", b"b")
     handover.before_waiting()
     assert (pool.read(pool.first), pool.read(pool.second)) == ([], [b"a"])
-    assert pool._all_inqueues == {pool.second}
+    assert (pool._all_inqueues, [*pool._fileno_to_inq]) == ({pool.second}, [pool.second])
 
 
 def test_a_process_says_nothing_of_what_is_known(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from unlost.tasks.stranded import Watch
 
 PATIENCE = timedelta(seconds=10)
-ALIVE = {7, 8}
+HEARING = {7, 8}
 
 
 @dataclass(eq=False)
@@ -37,7 +37,7 @@ class Job:
 
 def numbers(watch: Watch, jobs: list[Job], now: float) -> list[int]:
     """Return the numbers of the stranded jobs."""
-    found: list[Any] = watch.stranded(jobs, ALIVE, [], now)
+    found: list[Any] = watch.stranded(jobs, HEARING, [], now)
     return [job._job for job in found]
 
 
@@ -81,13 +81,13 @@ def test_a_job_that_waits_for_a_process_to_start_is_not_stranded() -> None:
     """The pool has it, and would run it as well: also one that it took back from a process that has ended."""
     watch, waiting = Watch(PATIENCE), Job(1, _write_to=Process(7))
     for now in (0.0, 60.0):
-        assert watch.stranded([waiting], ALIVE, [waiting], now) == []
-    assert watch.stranded([waiting], ALIVE, [], 61.0) == []
-    assert watch.stranded([waiting], ALIVE, [], 71.0) == [waiting]
+        assert watch.stranded([waiting], HEARING, [waiting], now) == []
+    assert watch.stranded([waiting], HEARING, [], 61.0) == []
+    assert watch.stranded([waiting], HEARING, [], 71.0) == [waiting]
 
 
-def test_a_job_whose_process_is_none_of_the_pools_is_stranded() -> None:
-    """It was accepted by a process that is gone, and whose end the pool has dealt with already."""
+def test_a_job_whose_process_does_not_hear_is_stranded() -> None:
+    """It is a process's that is gone and buried, or that does not read what was written to it."""
     watch = Watch(PATIENCE)
     jobs = [Job(1, _accepted=True, _worker_pid=9), Job(2, _accepted=True, _worker_pid=7)]
     assert [numbers(watch, jobs, now) for now in (0.0, 10.0)] == [[], [1]]

@@ -42,7 +42,7 @@ from unlost.tasks.handover import Handover, send_no_acceptance
 from unlost.tasks.outcomes import Outcomes
 from unlost.tasks.overdue import overdue
 from unlost.tasks.patience import while_store_is_down
-from unlost.tasks.pools import ignored_by, refuse_limits
+from unlost.tasks.pools import ignored_by, refuse_limits, refuse_spawn
 from unlost.tasks.received import UNPACKED, raw_body_of, receive_raw
 from unlost.tasks.request import ReliableRequest
 from unlost.tasks.runtime import Runtime, runtime_of
@@ -92,6 +92,7 @@ class ReliableConsumer(Consumer):
             connection = super().connect()
             if self.restart_count <= 0:
                 queues = self.app.amqp.queues.consume_from
+                refuse_spawn(self.controller)
                 refuse_limits(self.pool, self.controller, self.app.tasks.values(), queues)
                 check_topology(connection, self._runtime, queues)
                 self._watch_gates()
@@ -154,8 +155,9 @@ class ReliableConsumer(Consumer):
 
     def _give_back_stranded(self) -> None:
         pool = self.pool._pool
+        hearing = self._stand_ins[0].hearing() if self._stand_ins else pool._poolctrl
         jobs = list(pool._cache.values())
-        for job in self._watch.stranded(jobs, pool._poolctrl, pool.outbound_buffer):
+        for job in self._watch.stranded(jobs, hearing, pool.outbound_buffer):
             request = getattr(job._callback, "__self__", None)
             if isinstance(request, ReliableRequest):
                 job.discard()
@@ -175,7 +177,6 @@ class ReliableConsumer(Consumer):
         self._stop.install()
         if self.hub is not None:
             self._read_from = self.connection.connection
-            self._hand_over()
             self.hub.on_tick.add(self._before_waiting)
         if self.restart_count <= 0:
             patience = self._runtime.settings.settle_patience
@@ -185,12 +186,13 @@ class ReliableConsumer(Consumer):
             self._runtime.in_background(self._catch_up)
         super().on_ready()
 
-    def _hand_over(self) -> None:
-        """Have the pool's processes given their jobs at once; the pool has just registered with the loop."""
+    def register_with_event_loop(self, hub: Any) -> None:
+        """Stand in for parts of the pool, which has just registered with the loop; deliveries come later."""
+        super().register_with_event_loop(hub)
         pool = getattr(self.pool, "_pool", None)
         if Handover.applies_to(pool):
             if self._stand_ins is None:
-                self._stand_ins = Handover(pool, self.hub), Outcomes(pool, self.hub)
+                self._stand_ins = Handover(pool, hub), Outcomes(pool, hub)
                 self._process_safely()
             for stand_in in self._stand_ins:
                 stand_in.install()

@@ -9,18 +9,22 @@ A process then tells that it has accepted the job. Until that is read, the pool 
 nobody has: a worker that stops gives it back while it runs, so that it runs twice, and leaves the process to
 wait for half a minute until its end is heard (seen with plain Celery 5.7.0 too). But a job in the pipe of an
 idle process is that process's. So the parent enters the acceptance itself, and the process is told, by the
-number that billiard otherwise uses for parts of a ``map``, to send none.
+number that billiard otherwise uses for parts of a ``map``, to send none. A process that dies before it has
+read the job leaves it in the pipe, where the parent finds it, and has another process do it.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import select
+import struct
+import termios
 import time
 from collections.abc import Iterable
 from typing import Any
 
-from billiard.pool import ACK
+from billiard.pool import ACK, RUN
 from billiard.process import current_process
 from celery.concurrency.asynpool import SCHED_STRATEGY_FAIR
 
@@ -44,6 +48,7 @@ class Handover:
         self._hub = hub
         self._pools_own = pool.on_poll_start
         self._pools_write: Any = None
+        self._pools_flush = pool.process_flush_queues
         self._waits = False
         # Of a process that is about to be replaced, its successor gets what is in the pipe: only the
         # process that has begun can tell.
@@ -59,17 +64,25 @@ class Handover:
         put = self._pool._quick_put
         cache = self._pool._cache
 
+        waiting = self._pool.outbound_buffer
+
         def put_whole(job: Any) -> None:
             kind, (number, _, *call) = job
             try:
                 put((kind, (number, NOTED, *call)) if self._is_final else job)
+                noted = _join(cache[number]) and self._is_final
+                if self._is_final and not noted:
+                    # Of what is written in parts the process says itself that it has it: all of it.
+                    waiting.pop()
+                    put(job)
             except Exception:
                 # It cannot be pickled: else the pool would wait for the end of what never begins.
                 cache.pop(number, None)
                 raise
-            _join(cache[number])
+            cache[number].is_noted = noted
 
         self._pool._quick_put = put_whole
+        self._pool.process_flush_queues = self._bury
         self._pools_write = self._hub.consolidate_callback
         self._hub.consolidate_callback = self.write
         self._hub.on_tick.discard(self._pools_own)
@@ -109,17 +122,40 @@ class Handover:
             # It is dead and has been buried. The pool can read then that it has started, and would write
             # to its pipe for ever (seen after a child died while the worker reconnected).
             pool._all_inqueues.discard(pipe)
+            pool._fileno_to_inq.pop(pipe)
             return
         if process is None or job._accepted or not _write_whole(job, pipe):
+            job._write_to = None
             self._pools_write([pipe])
         else:
             pool.outbound_buffer.popleft()
             job._write_to = job._scheduled_for = process
             pool._busy_workers.add(pipe)
             pool.write_stats[process.index] += 1
-        if self._is_final and job._write_to is not None and not job._accepted:
+        if _is_noted(job) and job._write_to is not None:
             accept = pool._result_handler.state_handlers[ACK]
             accept(job._job, NOTED, time.monotonic(), job._write_to.pid, None)
+
+    def hearing(self) -> set[int]:
+        """Return the ids of the processes that have read what was written to them."""
+        return {each.pid for each in self._pool._pool if not _unread(each)}
+
+    def _bury(self, process: Any) -> None:
+        """Take back what a dead process has not read; the pool is about to look at its jobs.
+
+        What nobody waits for any more (its time limit has struck) is taken out: its successor would do it.
+        """
+        pool = self._pool
+        unread = 0 if process._is_alive() else _unread(process)
+        jobs = [job for job in pool._cache.values() if job._write_to is process]
+        if unread and not jobs:
+            os.read(process.inq._reader.fileno(), unread)
+        # A pool that stops gives nothing to anybody any more: it is a crash, and the broker has it again.
+        for job in jobs if pool._state == RUN else ():
+            if job._accepted and _is_noted(job) and not job.ready() and unread == len(job._payload[0]):
+                pool.on_timeout_cancel(job)
+                job._accepted, job._worker_pid = False, None
+        self._pools_flush(process)
 
     def _idle(self) -> list[int]:
         pool = self._pool
@@ -155,12 +191,28 @@ class _Unaccepting:
         return getattr(self._queue, name)
 
 
-def _join(job: Any) -> None:
-    """Make one of a job's length and body, if they can be written in one go."""
+def _is_noted(job: Any) -> bool:
+    """Whether the process that gets a job sends no acceptance."""
+    return bool(getattr(job, "is_noted", False))
+
+
+def _unread(process: Any) -> int:
+    """Return how many bytes a process has not read; none of a pipe that is closed."""
+    try:
+        answer = fcntl.ioctl(process.inq._reader.fileno(), termios.FIONREAD, bytes(4))
+    except OSError:
+        return 0
+    return int(struct.unpack("i", answer)[0])
+
+
+def _join(job: Any) -> bool:
+    """Make one of a job's length and body, if they can be written in one go; returns whether they can."""
     length, body, size = job._payload
-    if len(length) + size <= ATOMIC:
+    is_whole: bool = len(length) + size <= ATOMIC
+    if is_whole:
         # The pool writes on until the length is written, and is then done with both.
         job._payload = memoryview(bytes(length) + bytes(body)), memoryview(b""), 0
+    return is_whole
 
 
 def _write_whole(job: Any, pipe: int) -> bool:

@@ -81,9 +81,10 @@ class Outcomes:
         unhandled += data
         try:
             while (end := _end_of(unhandled)) is not None:
-                message = pickle.loads(unhandled[LENGTH:end])  # noqa: S301 - of our own child
+                data = bytes(unhandled[LENGTH:end])
+                # Gone in any case: what raises would raise again for ever.
                 del unhandled[:end]
-                if message:
+                if message := pickle.loads(data):  # noqa: S301 - of our own child
                     self._pool._result_handler.on_state_change(message)
         finally:
             if unhandled:

@@ -52,6 +52,22 @@ def refuse_limits(pool: Any, controller: Any, tasks: Iterable[Any], queues: Coll
                 raise ConfigurationError(_refusal(f"task {task.name}", limit, value, kind))
 
 
+def refuse_spawn(controller: Any) -> None:
+    """Refuse processes that are started anew instead of forked: nothing of the worker would be in them.
+
+    Args:
+        controller: The worker.
+
+    Raises:
+        ConfigurationError: Names the setting and the way out.
+    """
+    if getattr(controller, "pool_start_method", "fork") == "spawn":
+        raise ConfigurationError(
+            "worker_pool_start_method='spawn' starts processes in which no task is settled, since what "
+            "settles it comes with the fork: leave it at 'fork', or use --pool=threads"
+        )
+
+
 def ignored_by(pool: Any) -> Collection[str]:
     """Return the limits that a pool ignores."""
     return IGNORED.get(_kind(pool), ())
