@@ -63,7 +63,6 @@ class Handover:
         """Take the pool's place in the event loop; again after each registration with it."""
         put = self._pool._quick_put
         cache = self._pool._cache
-
         waiting = self._pool.outbound_buffer
 
         def put_whole(job: Any) -> None:
@@ -104,7 +103,8 @@ class Handover:
     def write(self, ready: Iterable[int]) -> None:
         """Give a job to each of these pipes' processes that has none.
 
-        A crash of the process from here on is a crash with the job, whether or not it has begun.
+        A process that dies from here on leaves the job in its pipe if it has not read it, and the pool gives
+        it to another; else it is a crash with the job. If the worker dies, the delivery is unacked.
         """
         pool = self._pool
         waiting = pool.outbound_buffer
