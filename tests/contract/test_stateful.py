@@ -66,7 +66,7 @@ def comparable(value: Any) -> Any:
     if isinstance(value, Row):
         # When a lease ends is compared by what ends it: time that passes, and who is held off then.
         failure = value.failure and replace(value.failure, failed_at_ms=0)
-        return replace(value, decision=value.decision and "?", expires=0.0, started_ms=0, failure=failure)
+        return value._replace(decision=value.decision and "?", expires=0.0, started_ms=0, failure=failure)
     if isinstance(value, Held):
         return "held"
     if value is None or isinstance(value, bool | str):

@@ -201,7 +201,7 @@ class _Model:
         """Commit the effect and the done record in one transaction; what ``SqlStore._complete`` does."""
         if not self._is_ours(world, worker):
             return _fenced(world, worker)
-        done = replace(_known(worker), state=State.DONE, holder=None, token=_known(worker).token + 1)
+        done = _known(worker)._replace(state=State.DONE, holder=None, token=_known(worker).token + 1)
         committed = replace(world, row=done, effects=world.effects + 1)
         return Step(f"{worker}: body commits", _with(committed, replace(worker, plan=(Do.ACK,))))
 
@@ -227,7 +227,7 @@ class _Model:
             same = row.decision == decided.decision
         else:
             same = row.decision is not None and row.generation == decided.generation
-        return replace(world, row=replace(row, sent=True)) if same else world
+        return replace(world, row=row._replace(sent=True)) if same else world
 
     def _cancel(self, world: World) -> Iterator[Step]:
         """Yield an operator's revoke, recorded by a worker that met a copy: it loses to done only."""
@@ -308,7 +308,7 @@ def _expire(world: World) -> Iterator[Step]:
     if row is None or not world.faults.expiry or not row.expires:
         return
     spent = replace(world, faults=replace(world.faults, expiry=world.faults.expiry - 1))
-    expired = replace(spent, row=replace(row, expires=0.0))
+    expired = replace(spent, row=row._replace(expires=0.0))
     yield Step("the lease of a stopped holder expires", expired, is_fault=True)
     for worker in spent.workers:
         if _is_holder(row, worker):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -106,4 +105,4 @@ def _age_hashes(store: RedisStore, seconds: float) -> None:
 def _age_memory(store: MemoryStore, seconds: float) -> None:
     for message, row in store._rows.items():
         if row.expires:
-            store._rows[message] = replace(row, expires=row.expires - seconds)
+            store._rows[message] = row._replace(expires=row.expires - seconds)

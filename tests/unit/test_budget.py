@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import timedelta
 
 import pytest
@@ -72,7 +72,7 @@ class Game:
             self._run(generation, in_process, how)
 
     def _resend(self, admission: Resend) -> None:
-        self.row = replace(admission.row, sent=True)
+        self.row = admission.row._replace(sent=True)
         if self.row.state is State.WAITING:
             self.deliveries.append(self.row.generation)
 
@@ -100,14 +100,14 @@ class Game:
     def _fail(self, row: Row, generation: Generation, made: int, *, sent: bool) -> None:
         counted = made - 1 if self.counts_in_process else 0
         verdict = self._verdict(row, 1 + counted)
-        ended = replace(row, generation=row.generation._replace(attempt=row.generation.attempt + counted))
+        ended = row._replace(generation=row.generation._replace(attempt=row.generation.attempt + counted))
         if isinstance(verdict, TryAgain):
             self.row = decided_waiting(ended, decision="d", due_ms=0, failure=FAILURE)
             # What was not published comes again as the delivery that failed.
             self.deliveries.append(self.row.generation if sent else generation)
         else:
             self.row = decided_dead(ended, decision="d", failure=FAILURE)
-        self.row = replace(self.row, sent=sent)
+        self.row = self.row._replace(sent=sent)
 
 
 def play(budget: int, steps: list[tuple[int, str]], *, counts_in_process: bool = True) -> Game:

@@ -36,6 +36,15 @@ def test_each_delivery_has_a_holder_of_its_own() -> None:
     assert len(make_holder()) <= 255
 
 
+def test_processes_of_one_parent_count_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a fork inherits does not lead it to the numbers of its parent, whatever else it cannot read."""
+    ours = make_holder().partition("@")[0]
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "getpid", lambda: 1)
+        theirs = make_holder().partition("@")[0]
+    assert abs(int(ours, 16) - int(theirs, 16)) > 1000
+
+
 def test_this_process_is_not_gone() -> None:
     """A holder of a running process lives."""
     assert not is_gone(make_holder())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from struct import pack
 from typing import Any
 
@@ -13,21 +14,30 @@ from amqp.transport import TCPTransport
 
 from unlost.broker.readahead import AHEAD, AT_ONCE, read_ahead, read_all, read_left
 
+#: A frame that does not end what it is a part of.
+PART = b"part"
+
 
 class Reader(TCPTransport):
-    """A transport on a socket that is connected already, which counts its reads."""
+    """A transport on a socket that is connected already, which counts its reads and changes of mode."""
 
     def __init__(self, connected: socket.socket) -> None:
         super().__init__("127.0.0.1:1")
         self.sock = connected
         self._setup_transport()
-        self.reads = 0
+        self.reads = self.changes = 0
         self._quick_recv: Callable[[int], bytes] = self._counted
         read_ahead(self)
 
     def _counted(self, size: int) -> bytes:
         self.reads += 1
         return self.sock.recv(size)
+
+    def having_timeout(self, timeout: float | None) -> AbstractContextManager[socket.socket]:
+        """Wait this long at most for the socket."""
+        self.changes += 1
+        made: AbstractContextManager[socket.socket] = super().having_timeout(timeout)
+        return made
 
 
 @pytest.fixture
@@ -77,17 +87,24 @@ def test_a_frame_larger_than_the_buffer_is_read_whole(ends: tuple[Reader, socket
 
 
 class Connection:
-    """As much of a connection as its reader in the event loop needs; a frame is a delivery."""
+    """As much of a connection as its reader needs; a frame is a delivery, or a part of one."""
 
     def __init__(self, transport: Reader) -> None:
         self.transport = transport
         self.connected = True
         self.received: list[bytes] = []
 
-    def drain_events(self, timeout: float) -> None:
+    def blocking_read(self, timeout: float) -> bool:
         """Receive one frame."""
         with self.transport.having_timeout(timeout):
-            self.received.append(self.transport.read_frame()[2])
+            frame = self.transport.read_frame()
+        return self.on_inbound_frame(frame)
+
+    def on_inbound_frame(self, frame: tuple[int, int, bytes]) -> bool:
+        """Take a frame; returns whether it ends a method."""
+        if frame[2] != PART:
+            self.received.append(frame[2])
+        return frame[2] != PART
 
 
 class Loop:
@@ -110,6 +127,15 @@ def test_all_that_was_read_is_handled_in_one_turn(ends: tuple[Reader, socket.soc
     assert connection.received == [b"0", b"1", b"2"]
     assert reader.reads == 1
     assert not loop.next
+
+
+def test_only_what_is_not_there_yet_is_waited_for(ends: tuple[Reader, socket.socket]) -> None:
+    """The frames of a delivery that came together cost one change of the socket's mode."""
+    reader, theirs = ends
+    connection = Connection(reader)
+    theirs.sendall(frame(PART) + frame(PART) + frame(b"whole"))
+    read_all(connection, Loop())
+    assert (connection.received, reader.changes) == ([b"whole"], 1)
 
 
 def test_a_delivery_that_is_cut_waits_for_its_rest(ends: tuple[Reader, socket.socket]) -> None:

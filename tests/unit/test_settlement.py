@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -68,18 +67,18 @@ def leased(generation: Generation = FIRST, **changes: object) -> Row:
         lost=2,
         started_ms=42,
     )
-    return replace(row, **changes)  # type: ignore[arg-type]
+    return row._replace(**changes)  # type: ignore[arg-type]
 
 
 def waiting(*, sent: bool) -> Row:
     """Return the row after the first attempt failed: waiting for the second."""
     row = decided_waiting(leased(), decision="retry", due_ms=NOW_MS + 1, failure=FAILURE)
-    return replace(row, sent=sent)
+    return row._replace(sent=sent)
 
 
 def dead(*, sent: bool, generation: Generation = SECOND) -> Row:
     """Return the row after the last attempt failed."""
-    return replace(decided_dead(leased(generation), decision="letter", failure=FAILURE), sent=sent)
+    return decided_dead(leased(generation), decision="letter", failure=FAILURE)._replace(sent=sent)
 
 
 DONE = Row(state=State.DONE, generation=SECOND, token=9, result='"paid"')
@@ -212,7 +211,7 @@ def test_redrive_overtakes_a_waiting_retry() -> None:
 
     assert row.generation == REDRIVEN
     retried = decided_waiting(row, decision="d", due_ms=0, failure=FAILURE)
-    assert isinstance(arrive(replace(retried, sent=True), SECOND), Superseded)
+    assert isinstance(arrive(retried._replace(sent=True), SECOND), Superseded)
 
 
 # --- poison
@@ -324,7 +323,7 @@ def test_the_token_grows() -> None:
         tokens.append(row.token)
         row = run(arrive(row, row.generation))
         tokens.append(row.token)
-        row = run(arrive(replace(row, holder="another"), holder_gone=True))
+        row = run(arrive(row._replace(holder="another"), holder_gone=True))
         tokens.append(row.token)
     row = decided_dead(row, decision="d", failure=FAILURE)
     tokens += [row.token, run(arrive(row, REDRIVEN)).token]

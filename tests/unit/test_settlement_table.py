@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from itertools import product
 
@@ -105,15 +105,15 @@ def rows() -> Iterator[Row | None]:
             lost=lost,
         )
         yield leased
-        yield replace(leased, expires=NOW)
-        yield replace(leased, holder=None, expires=0.0)
-        yield replace(leased, state=State.DONE, holder=None)
-        yield replace(leased, state=State.CANCELLED, holder=None)
+        yield leased._replace(expires=NOW)
+        yield leased._replace(holder=None, expires=0.0)
+        yield leased._replace(state=State.DONE, holder=None)
+        yield leased._replace(state=State.CANCELLED, holder=None)
         waiting = decided_waiting(leased, decision="d", due_ms=0, failure=Failure(reason="failed"))
         dead = decided_dead(leased, decision="d", failure=Failure(reason="failed"))
         for decided in (waiting, dead):
             yield decided
-            yield replace(decided, sent=True)
+            yield decided._replace(sent=True)
 
 
 def situations() -> Iterator[Situation]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -59,7 +58,7 @@ def test_a_message_is_no_process() -> None:
 
 def test_a_record_says_which_message_holds_it() -> None:
     """What is noted is read again; a record that a publisher holds names none."""
-    held = replace(row(State.LEASED), result=OCCUPANT.note())
+    held = row(State.LEASED)._replace(result=OCCUPANT.note())
 
     assert occupant_of(held) == OCCUPANT
     assert occupant_of(row(State.LEASED)) is None

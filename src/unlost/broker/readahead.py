@@ -8,6 +8,7 @@ event loop once more after each delivery, to find that there is no other.
 from __future__ import annotations
 
 import errno
+from struct import unpack_from
 from typing import Any
 
 from amqp.exceptions import RecoverableConnectionError
@@ -17,6 +18,9 @@ AHEAD = 16 * 1024
 
 #: So many deliveries are handled before the event loop sees to something else.
 AT_ONCE = 16
+
+#: Bytes before a frame's payload; one follows it (AMQP 0-9-1, 2.3.5).
+_FRAME_HEAD = 7
 
 _UNAVAILABLE = (errno.EAGAIN, errno.EINTR)
 
@@ -85,7 +89,7 @@ def _handle_some(connection: Any) -> bool:
     """Handle a few deliveries; returns whether there may be more that nothing else would bring about."""
     try:
         for _ in range(AT_ONCE):
-            connection.drain_events(timeout=0)
+            _handle_one(connection)
             if not _has_read_more(connection.transport):
                 return False
     except TimeoutError:
@@ -95,6 +99,30 @@ def _handle_some(connection: Any) -> bool:
             return False
         raise
     return True
+
+
+def _handle_one(connection: Any) -> None:
+    """Handle the next delivery or method, as the connection's own ``drain_events``.
+
+    That sets the socket's mode for each frame and sets it back before the frame is handled, for whoever
+    writes then; a frame that was read ahead needs no socket.
+    """
+    handled = False
+    while not handled:
+        transport = connection.transport
+        if _has_frame(transport):
+            handled = connection.on_inbound_frame(transport.read_frame())
+        else:
+            handled = connection.blocking_read(timeout=0)
+
+
+def _has_frame(transport: Any) -> bool:
+    """Whether the next frame was read, all of it."""
+    read = transport._read_buffer
+    if len(read) < _FRAME_HEAD:
+        return False
+    _type, _channel, size = unpack_from(">BHI", read)
+    return len(read) > _FRAME_HEAD + int(size)
 
 
 def _has_read_more(transport: Any) -> bool:

@@ -154,7 +154,8 @@ def _what_of(row: Row, *, done: bool) -> str:
 
 
 def _as_json(name: str, row: Row) -> dict[str, Any]:
-    return {"name": name, **asdict(row), "generation": list(row.generation)}
+    failure = asdict(row.failure) if row.failure else None
+    return {"name": name, **row._asdict(), "generation": list(row.generation), "failure": failure}
 
 
 def _table(rows: list[tuple[str, Row]]) -> Table:

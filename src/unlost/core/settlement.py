@@ -30,9 +30,10 @@ a dead letter of a task that succeeded.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
+from typing import NamedTuple
 
 from unlost.core.headers import Failure
 from unlost.core.ids import Generation, MessageId
@@ -58,8 +59,7 @@ MOST_SPREAD = timedelta(minutes=1)
 ENDED = (State.DONE, State.DEAD, State.CANCELLED)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
+class Row(NamedTuple):
     """One message in the ledger.
 
     ``token`` is the fencing token: it grows with every grant and every decision, so that a write of a
@@ -215,7 +215,7 @@ def _is_poison(row: Row, generation: Generation, limits: Limits) -> bool:
 
 def _ended(row: Row) -> Row:
     """End a lease whose holder did not end it: that is a takeover, counted apart from crashes."""
-    return row if row.holder is None else replace(row, holder=None, expires=0.0, lost=row.lost + 1)
+    return row if row.holder is None else row._replace(holder=None, expires=0.0, lost=row.lost + 1)
 
 
 def _granted(
@@ -238,8 +238,7 @@ def _granted(
 
 def _poison(row: Row, delivery: Delivery, decision: str, now_ms: int) -> Row:
     why = f"{row.crashes} crashes, {row.lost} takeovers"
-    return replace(
-        row,
+    return row._replace(
         state=State.DEAD,
         generation=max(row.generation, delivery.generation),
         token=row.token + 1,
@@ -251,8 +250,7 @@ def _poison(row: Row, delivery: Delivery, decision: str, now_ms: int) -> Row:
 
 def decided_waiting(row: Row, *, decision: str, due_ms: int, failure: Failure) -> Row:
     """Return the row after a retryable failure: the next attempt, not before ``due_ms``."""
-    return replace(
-        _after(row, State.WAITING, decision),
+    return _after(row, State.WAITING, decision)._replace(
         generation=row.generation.next_attempt(),
         due_ms=due_ms,
         failure=failure,
@@ -261,13 +259,12 @@ def decided_waiting(row: Row, *, decision: str, due_ms: int, failure: Failure) -
 
 def decided_dead(row: Row, *, decision: str, failure: Failure) -> Row:
     """Return the row after a permanent failure or a spent budget."""
-    return replace(_after(row, State.DEAD, decision), failure=failure)
+    return _after(row, State.DEAD, decision)._replace(failure=failure)
 
 
 def done(row: Row, *, result: str | None, quietly: Failure | None = None) -> Row:
     """Return the row after success; what belonged to the way there goes, the budget's start stays."""
-    return replace(
-        row,
+    return row._replace(
         state=State.DONE,
         holder=None,
         expires=0.0,
@@ -278,28 +275,28 @@ def done(row: Row, *, result: str | None, quietly: Failure | None = None) -> Row
 
 
 def _after(row: Row, state: State, decision: str) -> Row:
-    return replace(
-        row, state=state, holder=None, expires=0.0, token=row.token + 1, decision=decision, sent=False
+    return row._replace(
+        state=state, holder=None, expires=0.0, token=row.token + 1, decision=decision, sent=False
     )
 
 
 def crashed(row: Row) -> Row:
     """Return the row after its child was seen dead: the crash counted, the lease ended at once."""
-    return replace(row, holder=None, expires=0.0, crashes=row.crashes + 1)
+    return row._replace(holder=None, expires=0.0, crashes=row.crashes + 1)
 
 
 def cancelled(row: Row | None, generation: Generation) -> Row:
     """Return the row after an operator revoked the message: terminal for all copies, fenced like a grant."""
     if row is None:
         return Row(state=State.CANCELLED, generation=generation, token=1)
-    return replace(row, state=State.CANCELLED, holder=None, expires=0.0, token=row.token + 1)
+    return row._replace(state=State.CANCELLED, holder=None, expires=0.0, token=row.token + 1)
 
 
 def handed_over(row: Row, *, to: str, note: str | None) -> Row:
     """Return the row after its holder gave the lease to another, who is fenced from then on."""
-    return replace(row, holder=to, token=row.token + 1, result=note)
+    return row._replace(holder=to, token=row.token + 1, result=note)
 
 
 def released(row: Row) -> Row:
     """Return the row after its holder was stopped on purpose: the lease ended, nothing counted."""
-    return replace(row, holder=None, expires=0.0)
+    return row._replace(holder=None, expires=0.0)

@@ -11,7 +11,9 @@ from __future__ import annotations
 import os
 import secrets
 import socket
+from collections.abc import Iterator
 from functools import lru_cache
+from itertools import count
 from pathlib import Path
 
 _PROC = Path("/proc")
@@ -22,11 +24,21 @@ UNKNOWN = "?"
 
 def make_holder() -> str:
     """Return a new holder for one delivery: ``nonce@host/boot/namespace/pid/start``."""
-    place = _own_place(os.getpid())
+    pid = os.getpid()
+    place = _own_place(pid)
     if UNKNOWN in place:
         # Asked again next time: what could not be read now may be readable then.
         _own_place.cache_clear()
-    return f"{secrets.token_hex(16)}@{place}"
+    return f"{next(_nonces(pid)):x}@{place}"
+
+
+@lru_cache(maxsize=1)
+def _nonces(pid: int) -> Iterator[int]:  # noqa: ARG001 - a fork has its own
+    """Return numbers that this process uses once; a random beginning tells it from any other process.
+
+    Counted, for a random number each would be a system call at every delivery.
+    """
+    return count(secrets.randbits(120))
 
 
 @lru_cache(maxsize=1)

@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -39,7 +38,7 @@ class MemoryStore(RecordStore):
         with self._lock:
             if message in self._rows:
                 return self._rows[message], self._clock()
-            self._rows[message] = replace(row, expires=self._clock() + lease.total_seconds())
+            self._rows[message] = row._replace(expires=self._clock() + lease.total_seconds())
             self._changed[message] = self._clock()
             return self._rows[message], None
 
@@ -50,7 +49,7 @@ class MemoryStore(RecordStore):
             present = self._rows.get(message)
             if present is None or any(getattr(present, name) != value for name, value in expected.items()):
                 return False
-            self._rows[message] = replace(present, **{name: getattr(row, name) for name in writes})
+            self._rows[message] = present._replace(**{name: getattr(row, name) for name in writes})
             self._changed[message] = self._clock()
             return True
 
@@ -84,7 +83,7 @@ class MemoryStore(RecordStore):
             expires = self._clock() + lease.total_seconds()
             for message, row in self._rows.items():
                 if _holds(row, holders):
-                    self._rows[message] = replace(row, expires=expires)
+                    self._rows[message] = row._replace(expires=expires)
 
 
 class Unrecorded(MemoryStore):

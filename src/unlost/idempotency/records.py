@@ -12,7 +12,6 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import fields, replace
 from datetime import timedelta
 from itertools import islice
 from typing import Any
@@ -28,7 +27,7 @@ from unlost.idempotency.holder import is_gone
 
 #: The fields of a row, by what a write of it knows. A holder does not know what was counted since it got its
 #: lease, and being done changes only what :func:`unlost.core.settlement.done` does.
-EVERYTHING = frozenset(field.name for field in fields(Row))
+EVERYTHING = frozenset(Row._fields)
 ALL_BUT_COUNTS = EVERYTHING - {"crashes", "lost"}
 ENDING = frozenset({"state", "token", "holder", "expires", "result", "failure"})
 
@@ -165,7 +164,7 @@ class RecordStore(ABC):
             return decided
         present = self.read(message)
         # Ours under another id, if the answer to the first try was lost.
-        if present is None or not _same(present, replace(decided, decision=present.decision)):
+        if present is None or not _same(present, decided._replace(decision=present.decision)):
             raise _lost(message, row)
         return present
 
@@ -264,7 +263,7 @@ def _identity(row: Row) -> dict[str, Any]:
 
 def _same(present: Row | None, wanted: Row) -> bool:
     def essence(row: Row) -> Row:
-        return replace(row, sent=False, crashes=0, lost=0)
+        return row._replace(sent=False, crashes=0, lost=0)
 
     return present is not None and essence(present) == essence(wanted)
 

@@ -15,11 +15,10 @@ All keys carry one hash tag, ``{unlost}``, so that a script finds them on one no
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import asdict, replace
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import asdict
 from datetime import timedelta
 from functools import lru_cache, partial
-from operator import attrgetter
 from typing import Any
 
 from unlost.core.headers import Failure
@@ -35,7 +34,8 @@ _HOLDERS = _PREFIX + "holder:"
 _HOLDER = frozenset({"holder"})
 #: What a new record has beside its expiry, which is the server's to say.
 _AT_FIRST = EVERYTHING - {"expires"}
-
+#: How a row's fields are named in the hash, in a row's order; the generation is two.
+_NAMES = ("state", "redrives", "attempt", *Row._fields[2:])
 
 _CLOCK = """
 local time = redis.call('TIME')
@@ -139,7 +139,7 @@ class RedisStore(RecordStore):
         if isinstance(answer, list):
             now, found = answer
             return _row(found), float(now)
-        return replace(row, expires=float(answer)), None
+        return row._replace(expires=float(answer)), None
 
     def _replace(
         self, message: str, expected: Mapping[str, Any], row: Row, writes: frozenset[str] = EVERYTHING
@@ -190,20 +190,20 @@ class RedisStore(RecordStore):
 def _fields_of(row: Row, fields: frozenset[str], *, sparse: bool) -> list[str]:
     """Return fields of the hash and their values, in turns; nothing and zero are empty text, or left out."""
     parts: list[str] = []
-    for name, value_of in _readers(fields):
-        value = value_of(row)
+    state, generation, *others = row
+    values = (state, *generation, *others)
+    for name, place in _places(fields):
+        value = values[place]
         if value or not sparse:
             parts += name, _text(value)
     return parts
 
 
 @lru_cache(maxsize=8)
-def _readers(fields: frozenset[str]) -> tuple[tuple[str, Callable[[Row], Any]], ...]:
-    """Return how some of a row's fields are named in the hash, and what reads each; the generation is two."""
-    paths = {name: name for name in sorted(fields)}
-    if paths.pop("generation", None):
-        paths |= {"redrives": "generation.redrives", "attempt": "generation.attempt"}
-    return tuple((name, attrgetter(path)) for name, path in paths.items())
+def _places(fields: frozenset[str]) -> tuple[tuple[str, int], ...]:
+    """Return how some of a row's fields are named in the hash, and where each stands in it."""
+    named = fields | {"redrives", "attempt"} if "generation" in fields else fields
+    return tuple((name, place) for place, name in enumerate(_NAMES) if name in named)
 
 
 def _text(value: Any) -> str:

@@ -11,7 +11,6 @@ import secrets
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import replace
 from datetime import timedelta
 from typing import Any, TypeGuard
 
@@ -104,7 +103,7 @@ class SqlStore:
         except IntegrityError:
             # Somebody else's insert came first, between our look and our insert.
             return None
-        return None if expires is None else Run(replace(row, expires=expires))
+        return None if expires is None else Run(row._replace(expires=expires))
 
     def _acquire_present(self, delivery: Delivery, lease: timedelta, limits: Limits) -> Admission | None:
         """Admit a delivery whose message has a row; ``None`` when it has none (any more)."""

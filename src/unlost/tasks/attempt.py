@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from unlost.core import headers as h
@@ -84,7 +84,7 @@ class Attempt:
     @property
     def ended(self) -> Row:
         """Return the granted row as the attempt ends: its generation counts the attempts in process."""
-        return replace(self.row, generation=self.row.generation._replace(attempt=self.number))
+        return self.row._replace(generation=self.row.generation._replace(attempt=self.number))
 
     @property
     def origin(self) -> Origin:

@@ -92,7 +92,9 @@ class Handover:
         waiting = self._pool.outbound_buffer
         while waiting and (idle := self._idle()):
             before = len(waiting)
-            self.write(idle)
+            for pipe in idle:
+                if waiting:
+                    self.write([pipe])
             if len(waiting) >= before:
                 self._waits = True
                 break
