@@ -87,7 +87,7 @@ ONE_NODE = {
     "no-memory": Scenario(nemeses=[OutOfMemory(times=8, lasting=SECOND)], duration=20 * SECOND),
     "broker-restarts": Scenario(nemeses=[RestartBroker(times=1), StopApp(times=1)], duration=30 * SECOND),
     "broker-pauses": Scenario(nemeses=[PauseBroker(times=2, lasting=5 * SECOND)], duration=25 * SECOND),
-    "alarms": Scenario(nemeses=[MemoryAlarm(times=1), DiskAlarm(times=1), KILLS], duration=25 * SECOND),
+    "alarms": Scenario(nemeses=[MemoryAlarm(times=1), DiskAlarm(times=1), KILLS], duration=40 * SECOND),
     "queue-full": Scenario(nemeses=[FillQueue(times=2), KILLS]),
     "binding-lost": Scenario(nemeses=[LoseBinding(times=2), KILLS], duration=20 * SECOND),
     "store-dies": Scenario(
