@@ -9,6 +9,7 @@ where is the same in each run, and none crashes twice at the same point.
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import random
@@ -27,6 +28,7 @@ from sqlalchemy import BigInteger, Column, MetaData, String, Table, insert, sele
 import unlost
 from tests.support.crashes import BODY, OF_THE_PARENT
 from unlost.broker.errors import ConfirmUnknown
+from unlost.chaos.crew import TELL_STACKS
 from unlost.core.ids import MessageId
 from unlost.errors import BrokerError
 from unlost.idempotency.sql import SqlStore
@@ -43,6 +45,9 @@ effects = Table(
     Column("id", BigInteger().with_variant(BigInteger, "postgresql"), primary_key=True, autoincrement=True),
     Column("label", String(64)),
 )
+
+# Children inherit it; the descriptor is the log's, whatever Celery makes of sys.stderr.
+faulthandler.register(TELL_STACKS, file=2, all_threads=True)
 
 app = Celery("crashing")
 runtime = unlost.install(app, topology=os.environ["TEST_TOPOLOGY"], retries=unlost.RetryPolicy())

@@ -9,16 +9,24 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
+
+import psutil
 
 from tests.support.workers import ROOT, Bench
 from unlost.broker.management import Management
+from unlost.chaos.crew import TELL_STACKS
 from unlost.chaos.drain import wait_until_drained
+from unlost.errors import HarnessError
+from unlost.testing.waiting import wait_until
 
 MODULE = "tests.support.crashing"
+#: A process writes its stacks in a signal handler: at once, or never.
+SOON = timedelta(seconds=10)
 
 
 @dataclass(frozen=True)
@@ -125,5 +133,27 @@ class Crashing:
         vhost = self.bench.vhost
         with Management(vhost.management_url, vhost.name) as management:
             if not wait_until_drained(management, ["t.work.dlq"], patience):
-                log = self.bench.log(len(self.bench.workers) - 1)
-                raise AssertionError(f"not drained in {patience}: {log[-3000:]}")
+                raise AssertionError(f"not drained in {patience}: {self.stacks()}")
+
+    def stacks(self) -> str:
+        """Have every process of the workers that live write to its log where it stands; return that."""
+        told = []
+        for number, worker in enumerate(self.bench.workers):
+            if worker.poll() is not None:
+                continue
+            log, before = partial(self.bench.log, number), len(self.bench.log(number))
+            parent = psutil.Process(worker.pid)
+            processes = [parent, *parent.children()]
+            for process in processes:
+                process.send_signal(TELL_STACKS)
+            # Nobody waits for one that cannot tell.
+            with suppress(HarnessError):
+                wait_until(_have_told(log, before, len(processes)), SOON, "every process has told")
+            told.append(
+                f"worker-{number}, {[process.pid for process in processes]}:\n{log()[before - 1500 :]}"
+            )
+        return "\n".join(told)
+
+
+def _have_told(log: Callable[[], str], before: int, processes: int) -> Callable[[], bool]:
+    return lambda: log()[before:].count("Current thread") >= processes
