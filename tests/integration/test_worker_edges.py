@@ -471,6 +471,14 @@ def test_a_pool_that_does_not_fork_is_refused(shop: Bench) -> None:
     assert "worker_pool_start_method='spawn' starts processes in which no task is settled" in shop.log()
 
 
+def test_a_process_forked_while_its_parent_logs_is_no_end_of_its_task(shop: Bench) -> None:
+    """It hung at its own first line, on the lock of a stream that a thread of the parent was writing to."""
+    shop.start("--max-tasks-per-child=1", module="tests.support.talkative")
+    shop.call("for n in range(30): m.effect.delay(str(n))")
+    shop.wait_for(lambda: shop.states() == {"done": 30}, "all are done")
+    assert set(shop.runs().values()) == {1}
+
+
 def test_a_spent_budget_of_celerys_own_ends_the_message(shop: Bench) -> None:
     """``retry(max_retries=0)`` is ``budget-spent`` although the class's policy would grant another."""
     shop.start(ONE_AT_A_TIME)

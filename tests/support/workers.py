@@ -57,6 +57,8 @@ class Bench:
             "TEST_TOPOLOGY": str(self.folder / "topology.yaml"),
             "PYTHONPATH": str(ROOT),
             "PYTHONWARNINGS": "ignore",
+            # Whatever the tests run under: the streams of services have buffers, and these have locks.
+            "PYTHONUNBUFFERED": "",
             **self.settings,
         }
 

@@ -49,6 +49,7 @@ from unlost.tasks.runtime import Runtime, runtime_of
 from unlost.tasks.settings import EXIT_CONFIGURATION
 from unlost.tasks.shutdown import SETTLING, SoftStop, give_back, leave_group, waiting
 from unlost.tasks.stranded import CHECK_EVERY, Watch
+from unlost.tasks.streams import renew_after_forks
 from unlost.tasks.task import ReliableTask
 from unlost.tasks.tracer import wrap
 from unlost.topology import naming
@@ -85,6 +86,7 @@ class ReliableConsumer(Consumer):
         if isinstance(self.pool, PreforkPool):
             worker_process_init.connect(leave_group, weak=False)
             worker_process_init.connect(send_no_acceptance, weak=False)
+            renew_after_forks()
 
     def connect(self) -> Any:
         """Connect, and on the first connection check that the declared topology is there."""
