@@ -35,32 +35,43 @@ def say(stream: TextIO) -> None:
     stream.flush()
 
 
-def read_all(pipe: int) -> None:
+def read_all(pipe: int, into: bytearray) -> None:
     """Read until nobody can write any more."""
-    while os.read(pipe, CAPACITY):
-        continue
+    while data := os.read(pipe, CAPACITY):
+        into += data
 
 
 def forked(logger: logging.Logger, *, renews: bool) -> int:
     """Fork a process that logs a line and ends."""
     child = os.fork()
     if child == 0:
-        if renews:
-            renew()
-        logger.warning("said")
-        os._exit(0)
+        try:
+            if renews:
+                renew()
+            logger.warning("said")
+            os._exit(0)
+        finally:
+            # It must not go on with the tests.
+            os._exit(1)
     return child
 
 
 def has_ended(child: int) -> bool:
-    """Wait for a process to end by itself; kill it if it does not."""
-    ended: list[int] = []
+    """Wait for a process to end well by itself; kill it if it does not end."""
+    statuses: list[int] = []
+
+    def look() -> bool:
+        pid, status = os.waitpid(child, os.WNOHANG)
+        if pid:
+            statuses.append(status)
+        return bool(pid)
+
     with suppress(HarnessError):
-        ended.append(wait_until(lambda: os.waitpid(child, os.WNOHANG)[0], SOON, "the process has ended"))
-    if not ended:
+        wait_until(look, SOON, "the process has ended")
+    if not statuses:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-    return bool(ended)
+    return statuses == [0]
 
 
 @pytest.mark.parametrize("renews", [True, False])
@@ -76,11 +87,12 @@ def test_a_process_logs_whatever_another_thread_was_writing(renews: bool) -> Non
         writer.start()
         wait_until(lambda: unread(reads) == CAPACITY, SOON, "the thread is in the middle of its write")
         child = forked(logger, renews=renews)
-        reader = threading.Thread(target=read_all, args=(reads,))
+        said = bytearray()
+        reader = threading.Thread(target=read_all, args=(reads, said))
         reader.start()
         ended = has_ended(child)
         writer.join()
         logger.removeHandler(handler)
     reader.join()
     os.close(reads)
-    assert ended is renews
+    assert (ended, b"said" in said) == (renews, renews)

@@ -14,6 +14,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 _STANDARD = ("stdout", "stderr", "__stdout__", "__stderr__")
@@ -29,8 +30,9 @@ def renew() -> None:
     for name in _STANDARD:
         setattr(sys, name, _renewed(getattr(sys, name)))
     for handler in _stream_handlers():
-        # Not by setStream, which flushes the old one.
-        handler.stream = _renewed(handler.stream)
+        # Not by setStream, which flushes the old one. One that is a property is one of sys's.
+        with suppress(AttributeError):
+            handler.stream = _renewed(handler.stream)
 
 
 def _stream_handlers() -> Iterator[logging.StreamHandler[Any]]:
@@ -41,12 +43,17 @@ def _stream_handlers() -> Iterator[logging.StreamHandler[Any]]:
 
 def _renewed(stream: Any) -> Any:
     """Return a new stream for one that has a lock; what the old one holds is the parent's to write."""
-    if not isinstance(stream, io.TextIOWrapper) or not isinstance(stream.buffer, io.BufferedWriter):
+    if not isinstance(stream, io.TextIOWrapper):
         return stream
-    if stream.closed:
+    try:
+        has_lock, descriptor = isinstance(stream.buffer, io.BufferedWriter), stream.fileno()
+    except ValueError:
+        # Closed, or taken apart.
+        return stream
+    if not has_lock:
         return stream
     made = io.TextIOWrapper(
-        io.BufferedWriter(io.FileIO(stream.fileno(), "w", closefd=False)),
+        io.BufferedWriter(io.FileIO(descriptor, "w", closefd=False)),
         encoding=stream.encoding,
         errors=stream.errors,
         line_buffering=stream.line_buffering,
