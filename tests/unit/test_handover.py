@@ -11,10 +11,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from billiard.pool import ACK, READY, RUN, TASK, TERMINATE
+from billiard.pool import ACK, RUN, TASK, TERMINATE
 from celery.concurrency.asynpool import SCHED_STRATEGY_FAIR, SCHED_STRATEGY_FCFS
 
-from unlost.tasks.handover import ATOMIC, NOTED, Handover, send_no_acceptance
+from unlost.tasks.begun import NOTED, Begun
+from unlost.tasks.handover import ATOMIC, Handover
 
 
 class Job:
@@ -78,6 +79,7 @@ class Pool:
         self.write_stats: Counter[int] = Counter()
         self.waits = 0
         self.asked = 0
+        self.begun = Begun()
         self.buried: list[Process] = []
         self.uncounted: list[int] = []
         self.own: list[int] = []
@@ -163,7 +165,7 @@ def pool() -> Iterator[Pool]:
 def handover_of(pool: Pool) -> Handover:
     """Return a handover in a pool's place."""
     hub = SimpleNamespace(on_tick={pool.on_poll_start}, consolidate_callback=pool.write)
-    made = Handover(pool, hub)
+    made = Handover(pool, hub, pool.begun)
     made.install()
     assert (hub.on_tick, hub.consolidate_callback) == ({made.before_waiting}, made.write)
     return made
@@ -246,7 +248,7 @@ def bury(pool: Pool, job: Job) -> None:
     assert pool.buried == [job._write_to]
 
 
-def test_what_a_dead_process_has_not_read_is_nobodys(pool: Pool, handover: Handover) -> None:
+def test_what_a_dead_process_has_not_begun_is_nobodys(pool: Pool, handover: Handover) -> None:
     """The pool gives it to another, with time limits of its own: it has not begun."""
     # Registered with the loop once more, as after a lost connection.
     handover._hub.consolidate_callback, pool._quick_put = pool.write, pool._put
@@ -258,14 +260,14 @@ def test_what_a_dead_process_has_not_read_is_nobodys(pool: Pool, handover: Hando
     assert (job._accepted, job._worker_pid, pool.uncounted) == (False, None, [1])
 
 
-@pytest.mark.parametrize("what", ["it had read it", "it is alive", "the pool stops"])
+@pytest.mark.parametrize("what", ["it had begun it", "it is alive", "the pool stops"])
 def test_what_a_process_may_have_begun_stays_its_own(pool: Pool, handover: Handover, what: str) -> None:
     """It is a crash with the job; and so it is when the pool gives nothing to anybody any more."""
     pool.add(b"a")
     handover.before_waiting()
     job = pool._cache[1]
-    if what == "it had read it":
-        pool.read(next(pipe for pipe, process in pool._fileno_to_inq.items() if process is job._write_to))
+    if what == "it had begun it":
+        pool.begun.note(job._write_to.index, job._job)
     elif what == "the pool stops":
         pool._state = TERMINATE
     job._write_to.is_dead = what != "it is alive"
@@ -282,14 +284,26 @@ def test_what_nobody_waits_for_is_not_done_by_a_successor(pool: Pool, handover: 
     assert pool.read(pool.first) + pool.read(pool.second) == []
 
 
-def test_who_hears_has_read_what_was_written(pool: Pool, handover: Handover) -> None:
-    """A process that is stopped has not; one with nothing in its pipe has."""
+def test_a_process_has_begun_with_a_job_when_it_says_so(pool: Pool, handover: Handover) -> None:
+    """Not by reading it, and no longer when the pool has buried it."""
     pool.add(b"a")
     handover.before_waiting()
-    deaf = pool._cache[1]._write_to
-    assert handover.hearing() == {process.pid for process in pool._pool} - {deaf.pid}
-    pool.read(deaf.index)
-    assert handover.hearing() == {process.pid for process in pool._pool}
+    job = pool._cache[1]
+    pool.read(job._write_to.index)
+    assert not handover.has_begun(job)
+    pool.begun.note(job._write_to.index, job._job)
+    assert handover.has_begun(job)
+    pool._poolctrl.clear()
+    assert not handover.has_begun(job)
+
+
+def test_a_process_that_says_itself_that_it_accepts_has_begun(pool: Pool, handover: Handover) -> None:
+    """A job that was written in parts is accepted by a message."""
+    pool.add(b"x" * ATOMIC)
+    handover.before_waiting()
+    job = pool._cache[1]
+    job._worker_pid = job._write_to.pid
+    assert handover.has_begun(job)
 
 
 def test_a_job_that_was_put_back_is_not_the_dead_ones(pool: Pool, handover: Handover) -> None:
@@ -319,19 +333,6 @@ def test_nothing_is_written_to_a_process_that_the_pool_has_buried(pool: Pool, ha
     handover.before_waiting()
     assert (pool.read(pool.first), pool.read(pool.second)) == ([], [b"a"])
     assert (pool._all_inqueues, [*pool._fileno_to_inq]) == ({pool.second}, [pool.second])
-
-
-def test_a_process_says_nothing_of_what_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It sends its acceptance of other jobs, and all else, and its queue is otherwise the same."""
-    sent: list[Any] = []
-    queue = SimpleNamespace(put=sent.append, name="out")
-    process = SimpleNamespace(_target=SimpleNamespace(outq=queue))
-    monkeypatch.setattr("unlost.tasks.handover.current_process", lambda: process)
-    send_no_acceptance()
-    kept = [(ACK, (1, None, 0.0, 7, None)), (READY, (1, NOTED, "result", 5))]
-    for message in (*kept, (ACK, (2, NOTED, 0.0, 7, None))):
-        process._target.outq.put(message)
-    assert (sent, process._target.outq.name) == (kept, "out")
 
 
 @pytest.mark.parametrize(("size", "writes"), [(0, 1), (ATOMIC - 4, 1), (ATOMIC - 3, 2), (3 * ATOMIC, 2)])

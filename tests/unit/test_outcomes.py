@@ -49,12 +49,16 @@ class Child:
         self.hub = Hub()
         self.heard: list[Any] = []
         self.fails: list[Any] = []
+        self.closed: list[Any] = []
+        self.untracked: list[Any] = []
         self.process = SimpleNamespace(outqR_fd=self.pipe)
         self.pool = SimpleNamespace(
             _result_handler=SimpleNamespace(on_state_change=self.hear, handle_event=None),
             _fileno_to_outq={self.pipe: self.process},
             on_process_up=lambda process: self.hub.add_reader(process.outqR_fd, "the pool's own"),
             handle_result_event=None,
+            destroy_queues=lambda _queues, process: self.closed.append(process),
+            _untrack_child_process=lambda process, _hub: self.untracked.append(process),
         )
         self.outcomes = Outcomes(self.pool, self.hub)
         self.outcomes.install()
@@ -152,6 +156,15 @@ def test_a_new_process_begins_anew(child: Child) -> None:
     child.pool.on_process_up(child.process)
     child.tell(packed("new"))
     assert (child.heard, child.is_read_whole()) == (["new"], True)
+
+
+@pytest.mark.parametrize("is_its_own", [True, False])
+def test_a_closed_pipe_is_forgotten_unless_its_number_is_anothers(child: Child, is_its_own: bool) -> None:
+    """The numbers of a dead process are soon others'; what its successor has by then stays."""
+    dead = child.process if is_its_own else SimpleNamespace(outqR_fd=child.pipe)
+    child.pool.destroy_queues((), dead)
+    assert (child.closed, child.untracked) == ([dead], [dead])
+    assert child.pool._fileno_to_outq == ({} if is_its_own else {child.pipe: child.process})
 
 
 def test_nothing_to_read_is_no_end(child: Child) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from unlost.tasks.stranded import Watch
 
 PATIENCE = timedelta(seconds=10)
-HEARING = {7, 8}
+BEGUN = {7, 8}
 
 
 @dataclass(eq=False)
@@ -35,9 +35,14 @@ class Job:
         return self.done
 
 
+def has_begun(job: Job) -> bool:
+    """Whether the process that has accepted a job has begun it."""
+    return job._worker_pid in BEGUN
+
+
 def numbers(watch: Watch, jobs: list[Job], now: float) -> list[int]:
     """Return the numbers of the stranded jobs."""
-    found: list[Any] = watch.stranded(jobs, HEARING, [], now)
+    found: list[Any] = watch.stranded(jobs, has_begun, [], now)
     return [job._job for job in found]
 
 
@@ -81,13 +86,13 @@ def test_a_job_that_waits_for_a_process_to_start_is_not_stranded() -> None:
     """The pool has it, and would run it as well: also one that it took back from a process that has ended."""
     watch, waiting = Watch(PATIENCE), Job(1, _write_to=Process(7))
     for now in (0.0, 60.0):
-        assert watch.stranded([waiting], HEARING, [waiting], now) == []
-    assert watch.stranded([waiting], HEARING, [], 61.0) == []
-    assert watch.stranded([waiting], HEARING, [], 71.0) == [waiting]
+        assert watch.stranded([waiting], has_begun, [waiting], now) == []
+    assert watch.stranded([waiting], has_begun, [], 61.0) == []
+    assert watch.stranded([waiting], has_begun, [], 71.0) == [waiting]
 
 
-def test_a_job_whose_process_does_not_hear_is_stranded() -> None:
-    """It is a process's that is gone and buried, or that does not read what was written to it."""
+def test_a_job_that_its_process_has_not_begun_is_stranded() -> None:
+    """The process is gone and buried, does not read what it was given, or the job was lost on the way."""
     watch = Watch(PATIENCE)
     jobs = [Job(1, _accepted=True, _worker_pid=9), Job(2, _accepted=True, _worker_pid=7)]
     assert [numbers(watch, jobs, now) for now in (0.0, 10.0)] == [[], [1]]

@@ -33,12 +33,13 @@ from unlost.core.signing import EXPIRED_SIGNATURE, UNSIGNABLE, Flaw, signed_at_o
 from unlost.errors import ConfigurationError, InvalidMessage, TopologyError
 from unlost.tasks.amqp import route
 from unlost.tasks.attempt import NOT_OURS_TO_REPEAT, origin_of
+from unlost.tasks.begun import Begun
 from unlost.tasks.check import check_topology
 from unlost.tasks.control import recorded, recording
 from unlost.tasks.dependents import tell_failed
 from unlost.tasks.gatekeeper import Gatekeeper
 from unlost.tasks.gates import FETCHED_FROM, gates_of
-from unlost.tasks.handover import Handover, send_no_acceptance
+from unlost.tasks.handover import Handover
 from unlost.tasks.outcomes import Outcomes
 from unlost.tasks.overdue import overdue
 from unlost.tasks.patience import while_store_is_down
@@ -77,6 +78,8 @@ class ReliableConsumer(Consumer):
         self.loop_is_over = False
         self._watch = Watch()
         self._looking: Any = None
+        #: Made before the pool's first process.
+        self._begun = Begun()
         #: What stands in for parts of a pool of processes.
         self._stand_ins: tuple[Handover, Outcomes] | None = None
         #: The connection of py-amqp that the loop reads from.
@@ -85,7 +88,7 @@ class ReliableConsumer(Consumer):
         worker_process_init.connect(self._wrap_tracers, weak=False)
         if isinstance(self.pool, PreforkPool):
             worker_process_init.connect(leave_group, weak=False)
-            worker_process_init.connect(send_no_acceptance, weak=False)
+            worker_process_init.connect(self._begun.note_acceptances, weak=False)
             renew_after_forks()
 
     def connect(self) -> Any:
@@ -157,9 +160,8 @@ class ReliableConsumer(Consumer):
 
     def _give_back_stranded(self) -> None:
         pool = self.pool._pool
-        hearing = self._stand_ins[0].hearing() if self._stand_ins else pool._poolctrl
         jobs = list(pool._cache.values())
-        for job in self._watch.stranded(jobs, hearing, pool.outbound_buffer):
+        for job in self._watch.stranded(jobs, self._has_begun, pool.outbound_buffer):
             request = getattr(job._callback, "__self__", None)
             if isinstance(request, ReliableRequest):
                 job.discard()
@@ -170,6 +172,11 @@ class ReliableConsumer(Consumer):
                     pool._busy_workers.discard(number)
                 request.give_back("the pool has lost it: no process will run it")
                 self.controller._quick_release()
+
+    def _has_begun(self, job: Any) -> bool:
+        if self._stand_ins:
+            return self._stand_ins[0].has_begun(job)
+        return job._worker_pid in self.pool._pool._poolctrl
 
     def on_ready(self) -> None:
         """Take over the signals of a soft stop, which Celery has set by now, and remember what is revoked.
@@ -194,7 +201,7 @@ class ReliableConsumer(Consumer):
         pool = getattr(self.pool, "_pool", None)
         if Handover.applies_to(pool):
             if self._stand_ins is None:
-                self._stand_ins = Handover(pool, hub), Outcomes(pool, hub)
+                self._stand_ins = Handover(pool, hub, self._begun), Outcomes(pool, hub)
                 self._process_safely()
             for stand_in in self._stand_ins:
                 stand_in.install()

@@ -9,8 +9,8 @@ A process then tells that it has accepted the job. Until that is read, the pool 
 nobody has: a worker that stops gives it back while it runs, so that it runs twice, and leaves the process to
 wait for half a minute until its end is heard (seen with plain Celery 5.7.0 too). But a job in the pipe of an
 idle process is that process's. So the parent enters the acceptance itself, and the process is told, by the
-number that billiard otherwise uses for parts of a ``map``, to send none. A process that dies before it has
-read the job leaves it in the pipe, where the parent finds it, and has another process do it.
+number that billiard otherwise uses for parts of a ``map``, to send none. It writes down what it has begun
+where the parent can look it up (``tasks/begun.py``): what a process that dies has not begun, another does.
 """
 
 from __future__ import annotations
@@ -25,14 +25,12 @@ from collections.abc import Iterable
 from typing import Any
 
 from billiard.pool import ACK, RUN
-from billiard.process import current_process
 from celery.concurrency.asynpool import SCHED_STRATEGY_FAIR
+
+from unlost.tasks.begun import NOTED, Begun
 
 #: A write of at most this many bytes to a pipe is whole or not at all (POSIX, ``write``).
 ATOMIC = select.PIPE_BUF
-
-#: Stands in a job where the number of a part would: the parent has noted who has it.
-NOTED = 1
 
 
 class Handover:
@@ -41,11 +39,13 @@ class Handover:
     Args:
         pool: Celery's ``AsynPool``, registered with the loop.
         hub: kombu's event loop.
+        begun: What the pool's processes have begun.
     """
 
-    def __init__(self, pool: Any, hub: Any) -> None:
+    def __init__(self, pool: Any, hub: Any, begun: Begun) -> None:
         self._pool = pool
         self._hub = hub
+        self._begun = begun
         self._pools_own = pool.on_poll_start
         self._pools_write: Any = None
         self._pools_flush = pool.process_flush_queues
@@ -138,12 +138,16 @@ class Handover:
             accept = pool._result_handler.state_handlers[ACK]
             accept(job._job, NOTED, time.monotonic(), job._write_to.pid, None)
 
-    def hearing(self) -> set[int]:
-        """Return the ids of the processes that have read what was written to them."""
-        return {each.pid for each in self._pool._pool if not _unread(each)}
+    def has_begun(self, job: Any) -> bool:
+        """Whether the process that has accepted a job is the pool's, and has really begun with it."""
+        is_there: bool = job._worker_pid in self._pool._poolctrl
+        return is_there and (not _is_noted(job) or self._is_begun(job))
+
+    def _is_begun(self, job: Any) -> bool:
+        return self._begun.last(job._write_to.index) == int(job._job)
 
     def _bury(self, process: Any) -> None:
-        """Take back what a dead process has not read; the pool is about to look at its jobs.
+        """Take back what a dead process has not begun; the pool is about to look at its jobs.
 
         What nobody waits for any more (its time limit has struck) is taken out: its successor would do it.
         """
@@ -153,8 +157,8 @@ class Handover:
         if unread and not jobs:
             os.read(process.inq._reader.fileno(), unread)
         # A pool that stops gives nothing to anybody any more: it is a crash, and the broker has it again.
-        for job in jobs if pool._state == RUN else ():
-            if job._accepted and _is_noted(job) and not job.ready() and unread == len(job._payload[0]):
+        for job in jobs if pool._state == RUN and not process._is_alive() else ():
+            if job._accepted and _is_noted(job) and not job.ready() and not self._is_begun(job):
                 pool.on_timeout_cancel(job)
                 job._accepted, job._worker_pid = False, None
         self._pools_flush(process)
@@ -162,35 +166,6 @@ class Handover:
     def _idle(self) -> list[int]:
         pool = self._pool
         return [*(pool._all_inqueues - pool._busy_workers - pool._active_writes)]
-
-
-def send_no_acceptance(**_signal: Any) -> None:
-    """Have this process of a pool keep to itself that it accepts a job whose acceptance is noted.
-
-    For the signal that a process starts with: billiard's loop takes the queue after that.
-    """
-    worker = current_process()._target
-    worker.outq = _Unaccepting(worker.outq)
-
-
-class _Unaccepting:
-    """The queue from a process to the pool, without what the pool knows.
-
-    Args:
-        queue: Of billiard.
-    """
-
-    def __init__(self, queue: Any) -> None:
-        self._queue = queue
-
-    def put(self, message: Any) -> None:
-        """Send a message: what it is, and its arguments, of which the second is a job's part."""
-        kind, arguments = message
-        if kind != ACK or arguments[1] != NOTED:
-            self._queue.put(message)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._queue, name)
 
 
 def _is_noted(job: Any) -> bool:

@@ -2,6 +2,11 @@
 
 Celery reads each message in two calls, its length and its body, and after each registers the pipe with the
 event loop once more, where it is registered: a system call that fails, and an exception.
+
+It also goes on listening to a process that died with a job, by the number of its pipe (5.7.0,
+``AsynPool.on_partial_read`` closes the pipes, and ``on_process_down`` then leaves the number where it is).
+After a lost connection it listens to all numbers anew. What has that number by then may be the pipe through
+which another process gets its jobs: its next job was read here, and thrown away.
 """
 
 from __future__ import annotations
@@ -30,6 +35,7 @@ class Outcomes:
     def __init__(self, pool: Any, hub: Any) -> None:
         self._pool = pool
         self._hub = hub
+        self._pools_destroy = pool.destroy_queues
         #: What was read and not handled, by pipe: the beginning of a message.
         self._begun: dict[int, bytearray] = {}
 
@@ -38,6 +44,7 @@ class Outcomes:
         pool = self._pool
         pool._result_handler.handle_event = pool.handle_result_event = self.read
         pool.on_process_up = partial(self._on_process_up, pool.on_process_up)
+        pool.destroy_queues = self._destroy
         for pipe in pool._fileno_to_outq:
             self._listen(pipe)
         for pipe in tuple(self._begun):
@@ -49,6 +56,15 @@ class Outcomes:
         # Of another process, whose pipe had this number.
         self._begun.pop(process.outqR_fd, None)
         self._listen(process.outqR_fd)
+
+    def _destroy(self, queues: Any, process: Any) -> Any:
+        """Forget a dead process by the numbers that it had, before they are others'."""
+        pool = self._pool
+        if pool._fileno_to_outq.get(process.outqR_fd) is process:
+            del pool._fileno_to_outq[process.outqR_fd]
+            self._begun.pop(process.outqR_fd, None)
+        pool._untrack_child_process(process, self._hub)
+        return self._pools_destroy(queues, process)
 
     def _listen(self, pipe: int) -> None:
         if pipe in self._begun:

@@ -5,13 +5,13 @@ worker reconnects and before the parent has read that it is up. The job is then 
 child is about to accept, and the delivery stays unacked for ever (seen: five minutes after the last fault a
 message was still with a worker whose children were all idle). Nothing in Celery tells; what can be seen is
 a job that no process has accepted although the one it was written to runs nothing else, or one whose process
-is not among the pool's, or does not read it: it is stopped, or hangs.
+is not among the pool's, or has not begun it: it is stopped, or hangs, or the job never reached it.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -36,7 +36,7 @@ class Watch:
     def stranded(
         self,
         jobs: Collection[Any],
-        hearing: Collection[int],
+        has_begun: Callable[[Any], bool],
         unwritten: Collection[Any] = (),
         now: float | None = None,
     ) -> list[Any]:
@@ -44,13 +44,13 @@ class Watch:
 
         Args:
             jobs: What the pool has not finished: billiard's ``ApplyResult``\\ s.
-            hearing: The ids of the pool's processes that have read what was written to them.
+            has_begun: Whether the process that has accepted a job is there and has really begun it.
             unwritten: Those of them that the pool will write to the next process that can take one, however
                 long that takes to start: it has not lost them.
             now: Seconds of the monotonic clock.
         """
         now = time.monotonic() if now is None else now
-        waiting = {job._job: job for job in _waiting_for_nobody(jobs, hearing)}
+        waiting = {job._job: job for job in _waiting_for_nobody(jobs, has_begun)}
         for job in unwritten:
             waiting.pop(job._job, None)
         self._since = {number: self._since.get(number, now) for number in waiting}
@@ -58,13 +58,13 @@ class Watch:
         return [job for number, job in waiting.items() if now - self._since[number] >= patience]
 
 
-def _waiting_for_nobody(jobs: Collection[Any], hearing: Collection[int]) -> Iterator[Any]:
+def _waiting_for_nobody(jobs: Collection[Any], has_begun: Callable[[Any], bool]) -> Iterator[Any]:
     """Yield jobs whose process is gone or deaf, or that none accepts while the one that should is idle."""
     open_jobs = [job for job in jobs if not job.ready()]
     running = {job._worker_pid for job in open_jobs if job._accepted}
     for job in open_jobs:
         if job._accepted:
-            if job._worker_pid not in hearing:
+            if not has_begun(job):
                 yield job
             continue
         written_to = job._write_to or job._scheduled_for
