@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import timedelta
@@ -245,8 +245,8 @@ def test_a_store_without_fencing_is_found() -> None:
     class Careless(MemoryStore):
         """Writes whoever holds the lease."""
 
-        def _replace(self, message: str, expected: Mapping[str, Any], row: Row, *how: Any) -> bool:  # noqa: ARG002
-            return super()._replace(message, {}, row, *how)
+        def _replace(self, message: str, before: Row, same: tuple[str, ...], row: Row, *how: Any) -> bool:  # noqa: ARG002
+            return super()._replace(message, before, (), row, *how)
 
     with pytest.raises(AssertionError):
         run(Careless(), phases=[Phase.generate])

@@ -125,7 +125,7 @@ BURST: dict[str, Any] = {
     "messages": 600,
     "rate": 100.0,
     "client_threads": 4,
-    "nemeses": [KillWorkers(every=timedelta(seconds=1)), KillBroker(times=1, lasting=timedelta(0))],
+    "nemeses": [KillWorkers(every=timedelta(milliseconds=500)), KillBroker(times=1, lasting=timedelta(0))],
     # Bodies that take most of a child's time, so that some kill certainly hits one.
     "options": {"work_ms": 40},
 }

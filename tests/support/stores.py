@@ -82,7 +82,7 @@ def time_machine(ledger: Ledger) -> Callable[[float], None]:
     if isinstance(ledger, SqlStore):
         return lambda seconds: _age_rows(ledger, seconds)
     if isinstance(ledger, RedisStore):
-        return lambda seconds: _age_hashes(ledger, seconds)
+        return lambda seconds: _age_texts(ledger, seconds)
     if isinstance(ledger, MemoryStore):
         return lambda seconds: _age_memory(ledger, seconds)
     raise TypeError(f"no time machine for {ledger!r}")
@@ -94,12 +94,12 @@ def _age_rows(store: SqlStore, seconds: float) -> None:
         connection.execute(older)
 
 
-def _age_hashes(store: RedisStore, seconds: float) -> None:
+def _age_texts(store: RedisStore, seconds: float) -> None:
     with redis.Redis(connection_pool=store.server._pool) as client:
         for key in client.scan_iter("{unlost}:*[[]*"):
-            expires = float(client.hget(key, "expires") or 0)
-            if expires:
-                client.hset(key, "expires", f"{expires - seconds:.6f}")
+            expires, _, rest = str(client.get(key)).partition(" ")
+            if float(expires):
+                client.set(key, f"{float(expires) - seconds:017.6f} {rest}")
 
 
 def _age_memory(store: MemoryStore, seconds: float) -> None:

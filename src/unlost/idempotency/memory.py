@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from typing import Any
@@ -43,11 +43,16 @@ class MemoryStore(RecordStore):
             return self._rows[message], None
 
     def _replace(
-        self, message: str, expected: Mapping[str, Any], row: Row, writes: frozenset[str] = EVERYTHING
+        self,
+        message: str,
+        before: Row,
+        same: tuple[str, ...],
+        row: Row,
+        writes: frozenset[str] = EVERYTHING,
     ) -> bool:
         with self._lock:
             present = self._rows.get(message)
-            if present is None or any(getattr(present, name) != value for name, value in expected.items()):
+            if present is None or any(getattr(present, name) != getattr(before, name) for name in same):
                 return False
             self._rows[message] = present._replace(**{name: getattr(row, name) for name in writes})
             self._changed[message] = self._clock()

@@ -31,6 +31,11 @@ EVERYTHING = frozenset(Row._fields)
 ALL_BUT_COUNTS = EVERYTHING - {"crashes", "lost"}
 ENDING = frozenset({"state", "token", "holder", "expires", "result", "failure"})
 
+#: What tells that a holder still has its lease.
+_OURS = ("state", "token")
+#: What tells a row from any that another writer, a renewal too, may have put in its place.
+_IDENTITY = ("state", "token", "holder", "expires", "decision", "sent")
+
 #: How often a compare-and-set that others keep overtaking is tried before the message counts as held.
 _TRIES = 10
 
@@ -48,11 +53,21 @@ class RecordStore(ABC):
 
     @abstractmethod
     def _replace(
-        self, message: str, expected: Mapping[str, Any], row: Row, writes: frozenset[str] = EVERYTHING
+        self,
+        message: str,
+        before: Row,
+        same: tuple[str, ...],
+        row: Row,
+        writes: frozenset[str] = EVERYTHING,
     ) -> bool:
-        """Write some of the row's fields if the present one has the expected values; the others stay.
+        """Write some fields of a row, if in some others the present one is the same as one seen before.
 
-        Both are by the names of :class:`Row`.
+        Args:
+            message: Whose.
+            before: What was seen.
+            same: Names of the fields that must be as they were then.
+            row: The next one: as before, but for some of the fields that are written.
+            writes: Their names. What is not written stays as it is now.
         """
 
     @abstractmethod
@@ -97,7 +112,7 @@ class RecordStore(ABC):
                 return Run(row)
             admission = self._admit(row, delivery, now, lease, limits)
             written = _written(admission)
-            if written is None or written == row or self._replace(message, _identity(row), written):
+            if written is None or written == row or self._replace(message, row, _IDENTITY, written):
                 return admission
         return Held(1.0)
 
@@ -128,7 +143,9 @@ class RecordStore(ABC):
         if claim is not None:
             self.complete(claim.key, claim.row, claim.seal(result))
         done = settlement.done(row, result=result, quietly=quietly)
-        if not self._replace(str(message), _ours(row), done, ENDING) and not _same(self.read(message), done):
+        if not self._replace(str(message), _as_leased(row), _OURS, done, ENDING) and not _same(
+            self.read(message), done
+        ):
             raise _lost(message, row)
 
     def cancel(self, message: MessageId, generation: Generation) -> bool:
@@ -139,7 +156,7 @@ class RecordStore(ABC):
                 return False
             cancelled = settlement.cancelled(row, generation)
             if row is not None:
-                if self._replace(str(message), _identity(row), cancelled):
+                if self._replace(str(message), row, _IDENTITY, cancelled):
                     return True
             elif self._insert(str(message), cancelled, timedelta(0))[1] is None:
                 return True
@@ -160,7 +177,7 @@ class RecordStore(ABC):
         )
 
     def _decide(self, message: MessageId, row: Row, decided: Row) -> Row:
-        if self._replace(str(message), _ours(row), decided, ALL_BUT_COUNTS):
+        if self._replace(str(message), _as_leased(row), _OURS, decided, ALL_BUT_COUNTS):
             return decided
         present = self.read(message)
         # Ours under another id, if the answer to the first try was lost.
@@ -171,13 +188,14 @@ class RecordStore(ABC):
     def mark_sent(self, message: MessageId, decision: str) -> bool:
         """Note the confirmed publish of a decision, unless another decision has followed."""
         # Who granted the next attempt has put away the decision; until then nobody holds the message.
-        sent = Row(state=State.WAITING, generation=Generation(0, 0), token=0, holder=None, sent=True)
-        return self._replace(str(message), {"decision": decision}, sent, frozenset({"sent"}))
+        row = Row(state=State.WAITING, generation=Generation(0, 0), token=0, decision=decision)
+        sent = row._replace(sent=True)
+        return self._replace(str(message), row, ("decision",), sent, frozenset({"sent"}))
 
     def hand_over(self, message: MessageId, row: Row, *, to: str, lease: timedelta, note: str | None) -> Row:
         """Give a lease to another holder, for another time from now on."""
         given = settlement.handed_over(row, to=to, note=note)
-        if not self._replace(str(message), _ours(row), given, ALL_BUT_COUNTS):
+        if not self._replace(str(message), _as_leased(row), _OURS, given, ALL_BUT_COUNTS):
             present = self.read(message)
             # Ours, if the answer to the first try was lost.
             if present is None or (present.holder, present.token) != (to, given.token):
@@ -200,7 +218,7 @@ class RecordStore(ABC):
             message, row = held
             ended = settlement.crashed(row) if crashed else settlement.released(row)
             # Asked again if a renewal came between, and for what else it holds.
-            found |= self._replace(message, _identity(row), ended)
+            found |= self._replace(message, row, _IDENTITY, ended)
         return found
 
     def unit_of_work(
@@ -251,14 +269,9 @@ def _written(admission: Admission) -> Row | None:
     return None
 
 
-def _ours(row: Row) -> dict[str, Any]:
-    return {"state": State.LEASED, "token": row.token}
-
-
-def _identity(row: Row) -> dict[str, Any]:
-    """Return what tells a row from any that another writer, a renewal too, may have put in its place."""
-    names = ("state", "token", "holder", "expires", "decision", "sent")
-    return {name: getattr(row, name) for name in names}
+def _as_leased(row: Row) -> Row:
+    """Return what must be there for a holder's write: a decided row that it was given is no lease."""
+    return row if row.state is State.LEASED else row._replace(state=State.LEASED)
 
 
 def _same(present: Row | None, wanted: Row) -> bool:

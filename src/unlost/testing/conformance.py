@@ -419,6 +419,14 @@ class LedgerConformance:
         assert not ledger.end_crashed("me")
         assert read(ledger) == decided
 
+    def test_a_holder_that_ends_keeps_what_was_counted_meanwhile(self, ledger: Ledger) -> None:
+        """A crash that was counted although the holder lives on is not in the row it knows, and stays."""
+        row = granted(ledger, holder="me")
+        assert ledger.end_crashed("me")
+
+        ledger.complete(MESSAGE, row, None)
+        assert (read(ledger).state, read(ledger).crashes) == (State.DONE, 1)
+
     # --- two rows of one holder
 
     def test_all_leases_of_a_holder_end_together(self, ledger: Ledger, pass_time: PassTime) -> None:
@@ -558,6 +566,23 @@ class LedgerConformance:
         assert ledger.count_purgeable(timedelta(milliseconds=10)) == 1
         assert ledger.purge(timedelta(milliseconds=10)) == 1
         assert ledger.read(record) is None
+
+    def test_who_held_what_was_purged_ends_nobody_elses_lease(
+        self, ledger: Ledger, pass_time: PassTime
+    ) -> None:
+        """A unique task's record that is made anew is its new holder's alone."""
+        record = unique_id("shop.charge", 5)
+        granted(ledger, record, holder="old")
+        pass_time(15.5)
+        time.sleep(0.05)
+        assert ledger.purge(timedelta(milliseconds=10)) == 1
+        granted(ledger, record, holder="new")
+
+        assert not ledger.release("old")
+        ledger.renew(["old"], 1000 * LEASE)
+        assert read(ledger, record).holder == "new"
+        pass_time(15.5)
+        assert isinstance(acquire(ledger, record), Run)
 
     # --- unit of work
 
