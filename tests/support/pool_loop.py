@@ -20,7 +20,7 @@ from celery.signals import worker_process_init
 from kombu.asynchronous import Hub, set_event_loop
 
 from unlost.tasks.begun import Begun
-from unlost.tasks.handover import Handover
+from unlost.tasks.handover import Handover, drop_taken_back
 from unlost.tasks.outcomes import Outcomes
 from unlost.tasks.stranded import Watch
 
@@ -124,6 +124,10 @@ class Loop:
         job = self.submit_to_stopped(echo, "done")
         for _ in range(10):
             self.turn()
+        return self.go_on(job)
+
+    def go_on(self, job: Any) -> str:
+        """Have the stopped process go on; returns what comes of a job."""
         os.kill(self.process.pid, signal.SIGCONT)
         watch = Watch(timedelta(seconds=1))
         self.turn_until(lambda: self.results or watch.stranded([job], self.handover.has_begun))
@@ -165,11 +169,15 @@ def lost_meanwhile(loop: Loop) -> object:
 
 
 def stolen_job(loop: Loop) -> object:
-    """A job is read from the pipe of its process by somebody else; says whether it is taken for stranded."""
-    job = loop.submit_to_stopped(echo, 1)
+    """A job is read from the pipe of its process by somebody else."""
+    job = loop.submit_to_stopped(echo, "done")
     os.read(loop.process.inq._reader.fileno(), 1 << 16)
-    os.kill(loop.process.pid, signal.SIGCONT)
-    return loop.is_stranded(job)
+    return loop.go_on(job)
+
+
+def late_job(loop: Loop) -> object:
+    """The same without a thief."""
+    return loop.go_on(loop.submit_to_stopped(echo, "done"))
 
 
 def stopped_process(loop: Loop) -> object:
@@ -179,6 +187,15 @@ def stopped_process(loop: Loop) -> object:
     os.kill(loop.process.pid, signal.SIGCONT)
     loop.turn_until(lambda: loop.begun.last(0) == job._job)
     return before, loop.is_stranded(job)
+
+
+def taken_back(loop: Loop) -> object:
+    """A process dies before it has read its job, while the worker reconnects; says whether that is found."""
+    job = loop.submit_to_stopped(echo, 1)
+    os.kill(loop.process.pid, signal.SIGKILL)
+    os.waitid(os.P_PID, loop.process.pid, os.WEXITED | os.WNOWAIT)
+    loop.pool.flush()
+    return drop_taken_back(loop.pool) == [job], len(loop.pool._cache)
 
 
 def unread_job(loop: Loop) -> object:
@@ -195,7 +212,16 @@ def _descriptors() -> int:
 
 SCENARIOS = {
     each.__name__: each
-    for each in (reused_number, kept_number, lost_meanwhile, stolen_job, stopped_process, unread_job)
+    for each in (
+        reused_number,
+        kept_number,
+        lost_meanwhile,
+        stolen_job,
+        late_job,
+        stopped_process,
+        taken_back,
+        unread_job,
+    )
 }
 
 
@@ -203,7 +229,8 @@ def main(scenario: str) -> None:
     """Run one, and leave without waiting for the process."""
     loop = Loop()
     print(SCENARIOS[scenario](loop), flush=True)
-    os.kill(loop.process.pid, signal.SIGKILL)
+    for process in loop.pool._pool:
+        os.kill(process.pid, signal.SIGKILL)
     os._exit(0)
 
 

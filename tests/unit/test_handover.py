@@ -81,6 +81,7 @@ class Pool:
         self.asked = 0
         self.begun = Begun()
         self.buried: list[Process] = []
+        self.told: list[Job] = []
         self.uncounted: list[int] = []
         self.own: list[int] = []
         self.parts: list[int | None] = []
@@ -101,8 +102,10 @@ class Pool:
             self._quick_put((TASK, (number, None, body)))
 
     def process_flush_queues(self, process: Process) -> None:
-        """Read what a dead process has told."""
+        """Read what a dead process has told: which jobs it has ended."""
         self.buried.append(process)
+        for job in self.told:
+            del self._cache[job._job]
 
     def on_timeout_cancel(self, job: Job) -> None:
         """Forget a job's time limits."""
@@ -273,6 +276,18 @@ def test_what_a_process_may_have_begun_stays_its_own(pool: Pool, handover: Hando
     job._write_to.is_dead = what != "it is alive"
     pool.process_flush_queues(job._write_to)
     assert (job._accepted, job._worker_pid) == (True, job._write_to.pid)
+
+
+def test_what_a_dead_process_had_ended_is_not_done_again(pool: Pool, handover: Handover) -> None:
+    """It had two jobs, and had told of the first when it began the second, with which it died."""
+    pool.add(b"a", b"b")
+    handover.before_waiting()
+    first, second = pool._cache.values()
+    second._write_to, second._worker_pid = first._write_to, first._worker_pid
+    pool.begun.note(first._write_to.index, second._job)
+    pool.told = [first]
+    bury(pool, second)
+    assert (first._accepted, second._accepted, pool.uncounted) == (True, True, [])
 
 
 def test_what_nobody_waits_for_is_not_done_by_a_successor(pool: Pool, handover: Handover) -> None:

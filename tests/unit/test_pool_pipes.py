@@ -25,8 +25,10 @@ def outcome_of(scenario: str) -> str:
         pytest.param("reused_number", "done", id="the number of a dead process is forgotten"),
         pytest.param("kept_number", "stranded", id="where it is not, a job is lost, and that is seen"),
         pytest.param("lost_meanwhile", "0", id="a process lost amid a reconnect leaves no descriptor"),
-        pytest.param("stolen_job", "True", id="a job that never reached its process is stranded"),
+        pytest.param("stolen_job", "stranded", id="a job that never reached its process is stranded"),
+        pytest.param("late_job", "done", id="one that reached it late is not"),
         pytest.param("stopped_process", "(True, False)", id="one that is not read is, one that runs is not"),
+        pytest.param("taken_back", "(True, 0)", id="what is taken back amid a reconnect is not kept"),
         pytest.param("unread_job", "1", id="what a dead process has not read another one does"),
     ],
 )

@@ -7,8 +7,9 @@ pass for a message that nobody has seen. For the same reason the server must not
 second is lost with the machine).
 
 A record is two numbers of a fixed width and a JSON list: when its lease expires and when it was changed, in
-seconds, and the rest of the row. The two are the server's to write; the list is sent as it is to be stored,
-and usually compared as one text with what its writer last saw, so that the server takes nothing apart.
+seconds of the server's clock, the second in whole ones, and the rest of the row. The list is sent as it is to
+be stored, and usually compared as one text with what its writer last saw, so that the server takes nothing
+apart.
 
 All keys carry one hash tag, ``{unlost}``, so that a script finds them on one node of a cluster.
 """
@@ -115,12 +116,14 @@ end
 """
 )
 
-# KEYS: what the sets of a holder's records begin with. ARGV: holder.
+# KEYS: what the sets of a holder's records begin with. ARGV: holder. A record that somebody has deleted by
+# hand may have come again, with another holder.
 _HELD = Script(
     """
 for _, name in ipairs(redis.call('SMEMBERS', KEYS[1] .. ARGV[1])) do
   local present = redis.call('GET', name)
-  if present then return {name, present} end
+  if present and cjson.decode(present:sub(30))[5] == ARGV[1] then return {name, present} end
+  redis.call('SREM', KEYS[1] .. ARGV[1], name)
 end
 return false
 """

@@ -39,7 +39,7 @@ from unlost.tasks.control import recorded, recording
 from unlost.tasks.dependents import tell_failed
 from unlost.tasks.gatekeeper import Gatekeeper
 from unlost.tasks.gates import FETCHED_FROM, gates_of
-from unlost.tasks.handover import Handover
+from unlost.tasks.handover import Handover, drop_taken_back, unread
 from unlost.tasks.outcomes import Outcomes
 from unlost.tasks.overdue import overdue
 from unlost.tasks.patience import while_store_is_down
@@ -167,8 +167,9 @@ class ReliableConsumer(Consumer):
                 job.discard()
                 process = job._write_to or job._scheduled_for
                 number = getattr(process, "inqW_fd", None)
-                if pool._fileno_to_inq.get(number) is process:
-                    # Else it would never be given another; the number may be another process's by now.
+                if pool._fileno_to_inq.get(number) is process and not unread(process):
+                    # It has nothing, and would never be given another; with the job still in its pipe it has,
+                    # if it ever reads on. The number may be another process's by now.
                     pool._busy_workers.discard(number)
                 request.give_back("the pool has lost it: no process will run it")
                 self.controller._quick_release()
@@ -246,6 +247,12 @@ class ReliableConsumer(Consumer):
             self.give_back_waiting()
             self.loop_is_over = True
         super().on_close()
+        for job in drop_taken_back(getattr(self.pool, "_pool", None)):
+            request = getattr(job._callback, "__self__", None)
+            if isinstance(request, ReliableRequest):
+                request.forget()
+                if self.connection:
+                    give_back([request], self.connection_errors)
 
     def give_back_waiting(self) -> None:
         """Consume no more, and return what no process has accepted to the broker, uncharged and at once."""

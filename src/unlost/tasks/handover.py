@@ -105,8 +105,8 @@ class Handover:
     def write(self, ready: Iterable[int]) -> None:
         """Give a job to each of these pipes' processes that has none.
 
-        A process that dies from here on leaves the job in its pipe if it has not read it, and the pool gives
-        it to another; else it is a crash with the job. If the worker dies, the delivery is unacked.
+        A process that dies from here on has begun the job, which is a crash with it, or has not, and the pool
+        gives it to another. If the worker dies, the delivery is unacked.
         """
         pool = self._pool
         waiting = pool.outbound_buffer
@@ -144,7 +144,8 @@ class Handover:
         return is_there and (not _is_noted(job) or self._is_begun(job))
 
     def _is_begun(self, job: Any) -> bool:
-        return self._begun.last(job._write_to.index) == int(job._job)
+        process = job._write_to
+        return process is not None and self._begun.last(process.index) == int(job._job)
 
     def _bury(self, process: Any) -> None:
         """Take back what a dead process has not begun; the pool is about to look at its jobs.
@@ -152,20 +153,34 @@ class Handover:
         What nobody waits for any more (its time limit has struck) is taken out: its successor would do it.
         """
         pool = self._pool
-        unread = 0 if process._is_alive() else _unread(process)
+        # First what it has told: with a job that it had ended before the last one it had begun, too.
+        self._pools_flush(process)
+        if process._is_alive():
+            return
         jobs = [job for job in pool._cache.values() if job._write_to is process]
-        if unread and not jobs:
-            os.read(process.inq._reader.fileno(), unread)
+        if not jobs and (left := unread(process)):
+            os.read(process.inq._reader.fileno(), left)
         # A pool that stops gives nothing to anybody any more: it is a crash, and the broker has it again.
-        for job in jobs if pool._state == RUN and not process._is_alive() else ():
+        for job in jobs if pool._state == RUN else ():
             if job._accepted and _is_noted(job) and not job.ready() and not self._is_begun(job):
                 pool.on_timeout_cancel(job)
                 job._accepted, job._worker_pid = False, None
-        self._pools_flush(process)
 
     def _idle(self) -> list[int]:
         pool = self._pool
         return [*(pool._all_inqueues - pool._busy_workers - pool._active_writes)]
+
+
+def drop_taken_back(pool: Any) -> list[Any]:
+    """Take out of a pool, and return, the jobs that nobody has and nobody will be given.
+
+    For a pool that was flushed just now: it drops what it has not written, takes back what dead processes
+    have not begun, and then drops what it would write, which that is, but keeps it among its jobs.
+    """
+    jobs = [job for job in getattr(pool, "_cache", {}).values() if not job._accepted]
+    for job in jobs:
+        job.discard()
+    return jobs
 
 
 def _is_noted(job: Any) -> bool:
@@ -173,7 +188,7 @@ def _is_noted(job: Any) -> bool:
     return bool(getattr(job, "is_noted", False))
 
 
-def _unread(process: Any) -> int:
+def unread(process: Any) -> int:
     """Return how many bytes a process has not read; none of a pipe that is closed."""
     try:
         answer = fcntl.ioctl(process.inq._reader.fileno(), termios.FIONREAD, bytes(4))

@@ -198,6 +198,11 @@ class ReliableRequest(Request):
         kill = self.worker_pid if isinstance(exc, TimeLimitExceeded) else None
         self._runtime.in_background(self._end_lease, kill, count=not self._is_stopped())
 
+    def forget(self) -> None:
+        """Let go of what no process has begun, or will begin."""
+        task_ready(self)
+        self._let_go()
+
     def abandon(self) -> None:
         """Let go of what still runs in a process that is about to exit: its commit will find no lease."""
         task_ready(self)
