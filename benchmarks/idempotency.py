@@ -1,9 +1,10 @@
 """``make bench-idempotency``: what the ledger costs, as a ratio to plain Celery with the same guarantees.
 
 For each store a queue is filled, then a worker of two processes empties it; throughput is measured from the
-tenth part on, when all processes are at work. The runs of a pair (plain, unlost) alternate, and the median of
-each counts, so that a machine that grows slower strikes both. A pair runs the same body: nothing at all, or
-one row written, by plain Celery in a transaction of its own in the same database.
+tenth part on, when all processes are at work. The two runs of a round (plain, unlost) follow each other, once
+in this order and once in the other, and what counts is the median of the rounds' ratios, so that a machine
+that grows slower strikes both. A pair runs the same body: nothing at all, or one row written, by plain Celery
+in a transaction of its own in the same database.
 
 SQLite is at ``synchronous=FULL``, PostgreSQL at ``synchronous_commit=on``, Redis at ``appendfsync everysec``
 (its default; the last second is forgotten when the machine goes), and in a pair of its own at ``always``.
@@ -34,7 +35,7 @@ from unlost.broker.apply import apply
 from unlost.broker.management import Management
 from unlost.database.database import Database
 from unlost.idempotency.none import NO_STORE
-from unlost.testing.brokers import Vhost, start_broker
+from unlost.testing.brokers import Broker, Vhost, start_broker
 from unlost.testing.stores import start_store
 from unlost.testing.waiting import wait_until
 
@@ -64,8 +65,8 @@ PAIRS = (
 
 
 @click.command()
-@click.option("--tasks", type=int, default=1500, show_default=True, help="In each run.")
-@click.option("--rounds", type=int, default=3, show_default=True, help="Of each pair.")
+@click.option("--tasks", type=int, default=1000, show_default=True, help="In each run.")
+@click.option("--rounds", type=int, default=5, show_default=True, help="Of each pair.")
 @click.option("--prefetch", type=int, default=1, show_default=True, help="The prefetch multiplier.")
 def main(tasks: int, rounds: int, prefetch: int) -> None:
     """Measure; the last line is one JSON object of ratios."""
@@ -75,21 +76,35 @@ def main(tasks: int, rounds: int, prefetch: int) -> None:
             kind: stack.enter_context(url_of(kind)) for kind in dict.fromkeys(pair.kind for pair in PAIRS)
         }
         for pair in PAIRS:
-            plain, safe = [], []
-            for _ in range(rounds):
-                with broker.fresh_vhost() as vhost:
-                    plain.append(throughput(vhost, pair, "", stores[pair.kind], tasks, prefetch))
-                with broker.fresh_vhost() as vhost:
-                    safe.append(throughput(vhost, pair, stores[pair.kind], "", tasks, prefetch))
-            a, b = statistics.median(plain), statistics.median(safe)
-            ratios[pair.name] = round(b / a, 3)
-            click.echo(f"{pair.name}: {a:.0f}/s plain, {b:.0f}/s unlost (prefetch multiplier {prefetch})")
+            rates = [
+                compare(broker, pair, stores[pair.kind], tasks, prefetch, plain_first=not number % 2)
+                for number in range(rounds)
+            ]
+            a, b = (statistics.median(each) for each in zip(*rates, strict=True))
+            by_round = sorted(safe / plain for plain, safe in rates)
+            ratios[pair.name] = round(statistics.median(by_round), 3)
+            click.echo(
+                f"{pair.name}: {a:.0f}/s plain, {b:.0f}/s unlost (prefetch multiplier {prefetch}); "
+                f"ratios {by_round[0]:.2f} to {by_round[-1]:.2f}"
+            )
         for kind, url in stores.items():
             if url == NO_STORE:
                 continue
             p50, p99 = latency.of(url)
             click.echo(f"{kind}: acquire and complete take {p50:.2f} ms (p50), {p99:.2f} ms (p99)")
     click.echo(json.dumps(ratios))
+
+
+def compare(
+    broker: Broker, pair: Pair, store: str, tasks: int, prefetch: int, *, plain_first: bool
+) -> tuple[float, float]:
+    """Return tasks a second of plain Celery and of unlost, measured one after the other."""
+    rates = {}
+    for is_plain in (plain_first, not plain_first):
+        with broker.fresh_vhost() as vhost:
+            places = ("", store) if is_plain else (store, "")
+            rates[is_plain] = throughput(vhost, pair, *places, tasks, prefetch)
+    return rates[True], rates[False]
 
 
 @contextmanager
