@@ -143,9 +143,8 @@ class RecordStore(ABC):
         if claim is not None:
             self.complete(claim.key, claim.row, claim.seal(result))
         done = settlement.done(row, result=result, quietly=quietly)
-        if not self._replace(str(message), _as_leased(row), _OURS, done, ENDING) and not _same(
-            self.read(message), done
-        ):
+        is_written = self._replace(str(message), _as_leased(row), _OURS, done, ENDING)
+        if not is_written and not _same(self.read(message), done):
             raise _lost(message, row)
 
     def cancel(self, message: MessageId, generation: Generation) -> bool:
